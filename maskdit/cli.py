@@ -1,0 +1,187 @@
+"""The command line: `maskdit VERB`.
+
+Each verb is a module of its own; this file reads arguments and turns errors into sentences. JAX is imported after the
+process is set up.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from maskdit import config as configs
+from maskdit.training.allocator import keep_pages
+
+_OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --config.task.network.width=96."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; the exit code is 0, or 1 after an error that was told in a sentence."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    known, overrides = _split(arguments)
+    parser = _parser()
+    args = parser.parse_args(known)
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("maskdit").setLevel(logging.INFO)
+    keep_pages()
+    try:
+        args.run(args, overrides)
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MASKDIT_TRACEBACK") or not _ours(error):
+            raise
+        print(f"maskdit {args.verb}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.train import train
+
+    train(_config(args, overrides), args.workdir, args.trust)
+
+
+def _sample(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.sample import sample
+
+    labels = [_labels(text) for text in args.labels or ()]
+    sample(
+        args.workdir,
+        labels,
+        out=args.out,
+        npz=args.npz,
+        count=args.count,
+        steps=args.steps,
+        guidance=args.guidance,
+        seed=args.seed,
+        first=args.first,
+        batch=args.batch,
+        sampler=args.sampler,
+        weak=args.weak,
+        ema=_ema(args),
+        step=args.step,
+        trust=args.trust,
+    )
+
+
+def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.evaluate import evaluate
+
+    evaluate(
+        args.workdir,
+        metrics=tuple(args.metrics.split(",")),
+        num=args.num,
+        seeds=tuple(range(args.seeds)),
+        steps=args.steps,
+        guidance=args.guidance,
+        ema=_ema(args),
+        step=args.step,
+        trust=args.trust,
+    )
+
+
+def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.describe import describe
+
+    print(describe(_config(args, overrides), args.trust))
+
+
+def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.bench import bench
+
+    bench(args.workload, rounds=args.rounds)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="maskdit", description="Train, sample and measure image generators.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = _verb(verbs, "train", _train, "train what a config describes", epilog=_OVERRIDES)
+    train.add_argument("--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file")
+    train.add_argument("--workdir", required=True, help="where the run lives; a run that was interrupted goes on")
+
+    sample = _verb(verbs, "sample", _sample, "draw images from a trained model")
+    _model_arguments(sample)
+    sample.add_argument("--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn")
+    sample.add_argument("--count", type=int, default=16, help="number of images (16)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
+    sample.add_argument("--batch", type=int, default=64, help="images made at once (64)")
+    sample.add_argument("--sampler", help="heun, euler, ddim or ancestral, in place of the model's own")
+    sample.add_argument("--weak", metavar="DIR", help="guide with this weaker model in place of dropped labels")
+    sample.add_argument("--out", metavar="GRID.png", help="write a picture of all images")
+    sample.add_argument("--npz", metavar="FILE.npz", help="write the images as an array, with their labels")
+
+    evaluate = _verb(verbs, "evaluate", _evaluate, "measure a trained model")
+    _model_arguments(evaluate)
+    evaluate.add_argument("--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels")
+    evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
+    evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
+
+    describe = _verb(verbs, "describe", _describe, "parameters, tokens, FLOPs and bytes of a config", epilog=_OVERRIDES)
+    describe.add_argument("config", metavar="NAME|FILE[:variant]")
+
+    bench = _verb(verbs, "bench", _bench, "time training steps against this machine's matrix products")
+    bench.add_argument("workload", choices=("c1", "c2"), help="c1: DiT-S/2, batch 8; c2: MaskDiT at 0, 50 and 75 %% masked, and DiT")
+    bench.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
+    return parser
+
+
+def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False)
+    parser.set_defaults(run=run)
+    if name != "bench":
+        parser.add_argument(
+            "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
+        )
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="DIR", help="work directory of a training run")
+    parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
+    parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
+    parser.add_argument("--ema", default="default", help="which average of the weights: its decay, or none for the raw weights")
+    parser.add_argument("--step", type=int, help="which kept checkpoint; the last by default")
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Takes `--config.PATH=VALUE` and `--config.PATH VALUE` out of the arguments."""
+    known, overrides, rest = [], [], iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--config."):
+            known.append(argument)
+            continue
+        path, equals, value = argument[len("--config.") :].partition("=")
+        overrides.append((path, value if equals else next(rest, "")))
+    return known, overrides
+
+
+def _config(args: Any, overrides: list[tuple[str, str]]) -> Any:
+    config = configs.load(args.config)
+    for path, text in overrides:
+        configs.override_text(config, path, text)
+    return config
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if any(not equals for _, equals, _ in pairs):
+        raise ValueError(f"--labels takes NAME=CLASS pairs with commas between, got '{text}'")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _ema(args: Any) -> str | None:
+    return None if args.ema == "none" else args.ema
+
+
+def _ours(error: Exception) -> bool:
+    """Whether an error carries a sentence of this library: a `ValueError` or `OSError`, or an error class of its own."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("maskdit.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""The small types that the rooms of the library hand to each other.
+
+Tokenizers give `Latents`; networks give a `Prediction` and describe themselves with a `Layout`; a process turns a
+prediction into a `Loss`; conditions travel as a `Cond`. `Predict` is a network bound to its parameters: the only form in
+which processes and samplers meet a network.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+Array = jax.Array
+PyTree = Any
+
+
+@struct.dataclass
+class Latents:
+    """What a tokenizer's `encode` returns.
+
+    Attributes:
+      values: continuous latents, scaled for a generator, `[B, h, w, c]` or `[B, K, c]`; None for discrete tokenizers.
+      ids: token ids `[B, K]`; None for continuous tokenizers.
+      aux: by-products by name: `moments` of a posterior, `kl`, quantizer statistics.
+    """
+
+    values: Array | None = None
+    ids: Array | None = None
+    aux: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpec:
+    """Static description of a tokenizer's latents.
+
+    Attributes:
+      layout: `grid` (`[B, h, w, c]`) or `sequence` (`[B, K, c]`).
+      downsample: pixels per latent position along an image side.
+      channels: numbers per position.
+      scale, shift: generators see `(raw - shift) * scale`; a number, or one per channel.
+    """
+
+    layout: str
+    downsample: int
+    channels: int
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+
+@struct.dataclass
+class Cond:
+    """The condition of a generator: named arrays, one row per example.
+
+    Attributes:
+      labels: label name -> class ids `[B]`, int32. The id equal to the number of classes is the null label.
+    """
+
+    labels: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Tokens of a network: a grid of patches over the input.
+
+    Attributes:
+      grid: tokens along each axis of the input, `(rows, columns)`; token ids are row-major.
+      patch: input positions per token along an axis.
+      channels: input channels.
+    """
+
+    grid: tuple[int, ...]
+    patch: int
+    channels: int
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return math.prod(self.grid)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input without the batch axis, `(H, W, C)`."""
+        return (*(side * self.patch for side in self.grid), self.channels)
+
+
+@struct.dataclass
+class Prediction:
+    """What a network returns.
+
+    Attributes:
+      x: the prediction, shaped like the input.
+      aux: further outputs by name: `mask` `[B, N]` (1 where a token was not processed), `variance` (shaped like the
+        input; learned-range interpolation values).
+      taps: inner values asked for by name with `taps=`.
+    """
+
+    x: Array
+    aux: dict[str, Array] = struct.field(default_factory=dict)
+    taps: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Loss:
+    """What a process or a task hands to the training step.
+
+    The step minimises `sum(weight * value) / sum(weight)` over the global batch, plus the sum of `batch`.
+
+    Attributes:
+      value: loss of each example, `[B]`, float32.
+      weight: weight of each example, `[B]`.
+      batch: scalar terms that belong to no example, by name.
+      metrics: per-example figures to log by name, `[B]` each.
+      groups: by name, which examples belong to a group (a range of noise levels), `[B]` of 0 and 1; the mean of `value`
+        over each group is logged too.
+      prediction: the network's output, stripped of its gradient by whoever reuses it.
+    """
+
+    value: Array
+    weight: Array
+    batch: dict[str, Array] = struct.field(default_factory=dict)
+    metrics: dict[str, Array] = struct.field(default_factory=dict)
+    groups: dict[str, Array] = struct.field(default_factory=dict)
+    prediction: Prediction | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static choices of a training step; one program is compiled for each distinct plan.
+
+    Attributes:
+      keep: number of tokens that the network processes; None for all of them.
+    """
+
+    keep: int | None = None
+
+
+class Draw(Protocol):
+    """A source of named random arrays; see `maskdit.draw`."""
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Standard normal numbers."""
+        ...
+
+    def uniform(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Numbers uniform in [0, 1)."""
+        ...
+
+    def integers(self, name: str, shape: tuple[int, ...], low: int, high: int) -> Array:
+        """Integers uniform in [low, high)."""
+        ...
+
+    def at(self, index: Any) -> "Draw":
+        """The draw of an index (scalar) or of rows (vector)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Predict:
+    """A network bound to its parameters: `predict(x, t, cond, *, keep=None, taps=(), at=None, **kw) -> Prediction`.
+
+    Attributes:
+      call: the bound network.
+      null: turns a condition into the dropped one.
+      layout: the network's tokens.
+    """
+
+    call: Callable[..., Prediction]
+    null: Callable[[Cond], Cond]
+    layout: Layout
+
+    def __call__(self, x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
+        kw.pop("at", None)  # where in a sampling run we are: for guidance, which wraps this function
+        return self.call(x, t, cond, **kw)
+
+
+def bind(network: Any, params: PyTree, *, train: bool = False) -> Predict:
+    """Binds a network to its parameters.
+
+    Args:
+      network: a linen module that follows the network contract (`null`, `layout`).
+      params: its parameters.
+      train: whether dropout and the like are on.
+    """
+
+    def call(x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
+        return network.apply({"params": params}, x, t, cond, train=train, **kw)
+
+    return Predict(call=call, null=network.null, layout=network.layout)
+
+
+def dropped(cond: Cond, null: Cond, drop: Array) -> Cond:
+    """Replaces the rows of `cond` where `drop` `[B]` is true by those of `null`."""
+
+    def pick(given: Array, empty: Array) -> Array:
+        return jnp.where(drop.reshape(drop.shape + (1,) * (given.ndim - 1)), empty, given)
+
+    return jax.tree.map(pick, cond, null)
+
+
+def null_labels(cond: Cond, classes: Mapping[str, int]) -> Cond:
+    """The condition with every label replaced by its null id, the number of classes."""
+    return cond.replace(labels={name: jnp.full_like(ids, classes[name]) for name, ids in cond.labels.items()})

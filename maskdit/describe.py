@@ -1,0 +1,110 @@
+"""`maskdit describe`: what a config costs, without running it.
+
+FLOPs count a multiply-add as two and follow from the network's formula (`macs`); a training step is three forward passes,
+recomputation not counted. The tokenizer's are counted by XLA.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from maskdit import config as configs
+from maskdit.contracts import Latents
+from maskdit.samplers.sampling import network_calls
+from maskdit.tasks import task as tasks
+from maskdit.training.mesh import unboxed
+from maskdit.training.run import Run
+from maskdit.training.step import create
+
+
+def describe(config: ConfigDict, trust: Iterable[str] = ()) -> str:
+    """A table of a config's parameters, tokens, FLOPs per image and bytes of state.
+
+    Args:
+      config: a config whose top level is a `maskdit.training.run.Run`.
+      trust: packages besides `maskdit` whose classes the config may name.
+    """
+    run: Run = configs.build(config, trust)
+    task = dataclasses.replace(run.task, horizon=run.horizon or run.steps)
+    rows = [*_state_rows(task, run), *_plan_rows(task, run), *_sampling_rows(task, run)]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _state_rows(task: Any, run: Run) -> list[tuple[str, str]]:
+    size = run.data.size
+    batch = {
+        "image": jax.ShapeDtypeStruct((run.batch, size, size, 3), jnp.uint8),
+        "row": jax.ShapeDtypeStruct((run.batch,), jnp.int32),
+    }
+    state = unboxed(jax.eval_shape(functools.partial(create, task, run.ema, batch), jax.random.key(0)))
+    rows = [("parameters", f"{_count(tree):,}  {name}") for name, tree in state.params.items()]
+    parts = {"parameters": state.params, "averages": state.ema, "optimizer": state.opt, "task": state.task}
+    listed = ", ".join(f"{name} {_bytes(tree)}" for name, tree in parts.items() if jax.tree.leaves(tree))
+    return [*rows, ("state", f"{_bytes(state)}: {listed}")]
+
+
+def _plan_rows(task: Any, run: Run) -> list[tuple[str, str]]:
+    network, rows = task.network, []
+    if not hasattr(network, "macs"):
+        return rows
+    if hasattr(network, "layout"):
+        rows.append(("tokens", f"{network.layout.tokens} of {network.layout.patch} x {network.layout.patch}"))
+    seen = {}
+    for (plan, _), first in tasks.plans(task, run.steps).items():
+        seen.setdefault(plan.keep, first)
+    for keep, first in seen.items():
+        name = "all tokens" if keep is None else f"{keep} tokens kept"
+        flops = 6 * network.macs(keep) if hasattr(network, "layout") else 6 * network.macs()
+        rows.append(("training step", f"{_flops(flops)} per image, {name}, from step {first}"))
+    return rows
+
+
+def _sampling_rows(task: Any, run: Run) -> list[tuple[str, str]]:
+    if run.sampler is None or not hasattr(task, "process"):
+        return []
+    calls = network_calls(run.sampler, task.process, run.guidance)
+    forward = 2 * task.network.macs()
+    decode = _decode_flops(task)
+    total = calls * forward + decode
+    return [
+        ("forward pass", f"{_flops(forward)} per image"),
+        ("sampling", f"{_flops(total)} per image: {calls} passes and {_flops(decode)} to decode"),
+    ]
+
+
+def _decode_flops(task: Any) -> float:
+    """FLOPs of decoding one image, as XLA counts them."""
+    shape = task.network.layout.shape
+    side = shape[0] * task.tokenizer.latent.downsample
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = jax.eval_shape(task.tokenizer.init, jax.random.key(0), image)
+    decode = jax.jit(lambda variables, z: task.tokenizer.apply(variables, Latents(values=z), method="decode"))
+    cost = decode.lower(unboxed(variables), jax.ShapeDtypeStruct((1, *shape), jnp.float32)).cost_analysis()
+    return float((cost or {}).get("flops", 0.0))
+
+
+def _count(tree: Any) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> str:
+    size = float(sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)))
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} GiB"
+
+
+def _flops(flops: float) -> str:
+    for unit in ("", "k", "M", "G"):
+        if flops < 1000:
+            return f"{flops:.4g} {unit}FLOP"
+        flops /= 1000
+    return f"{flops:.4g} TFLOP"

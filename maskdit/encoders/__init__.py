@@ -1,0 +1,1 @@
+"""Encoders: images to features and class scores. For judging and guiding, not for decoding."""

@@ -1,0 +1,1 @@
+"""Evals: how good samples are, and pictures of runs."""

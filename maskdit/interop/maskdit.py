@@ -1,0 +1,73 @@
+"""Published MaskDiT weights (Anima-Lab/MaskDiT, `models.maskdit.EDMPrecond`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskdit.config import spec
+from maskdit.interop import dit
+from maskdit.interop.dit import LABEL
+from maskdit.interop.rules import TRANSPOSE, Fixed, Op, Row, Table, linear
+from maskdit.layers.embed import sincos_2d
+from maskdit.networks.maskdit import MaskDiT
+
+WITHOUT_BATCH = Op(lambda x: x.reshape(x.shape[-1]), lambda x: x.reshape(1, 1, -1))
+"""A token `[1, 1, D]` as `[D]`."""
+
+
+def from_reference(config: Mapping[str, Any]) -> ConfigDict:
+    """The spec of the network that the arguments of the published `EDMPrecond` describe.
+
+    The published code fixes the decoder at width 512, depth 8 and 16 heads; `decoder_hidden_size`, `decoder_depth` and
+    `decoder_num_heads` replace these where given.
+
+    Raises:
+      ValueError: for the class tokens and outside features of the published code, which `MaskDiT` does not have.
+    """
+    for key in ("pad_cls_token", "direct_cls_token", "ext_feature_dim", "use_encoder_feat"):
+        if config.get(key):
+            raise ValueError(f"{key}={config[key]!r} in the published configuration: MaskDiT has no such part")
+    return spec(
+        MaskDiT,
+        input_size=config["img_resolution"],
+        patch=config["patch_size"],
+        channels=config["img_channels"],
+        width=config["hidden_size"],
+        depth=config["depth"],
+        heads=config["num_heads"],
+        mlp_ratio=config["mlp_ratio"],
+        decoder_width=_decoder_width(config),
+        decoder_depth=config.get("decoder_depth", 8),
+        decoder_heads=config.get("decoder_num_heads", 16),
+        use_decoder=config["use_decoder"],
+        mask_token=config.get("mae_loss_coef_at_construction", config["mae_loss_coef"]) > 0,
+        classes={LABEL: config["num_classes"]} if config["num_classes"] else {},
+        learn_variance=config.get("learn_sigma", False),
+    )
+
+
+def table(config: Mapping[str, Any]) -> Table:
+    """The rows that belong to the arguments of the published `EDMPrecond`."""
+    side = config["img_resolution"] // config["patch_size"]
+    rows: list[Row | Fixed] = [
+        Fixed("model.pos_embed", lambda: sincos_2d(config["hidden_size"], (side, side))[None]),
+        # a bias-free layer over one-hot labels
+        Row("model.y_embedder.embedding_table.weight", f"label_embed/{LABEL}", TRANSPOSE),
+        *linear("model.x_embedder.proj", "patch_embed", dit.patch_kernel(config["patch_size"])),
+        *dit.times("model.t_embedder", "time_embed"),
+        *dit.blocks("model.blocks", "blocks"),
+        *dit.head("model.final_layer", "final"),
+    ]
+    if config["use_decoder"]:
+        rows += [
+            Fixed("model.decoder_pos_embed", lambda: sincos_2d(_decoder_width(config), (side, side))[None]),
+            Row("model.mask_token", "mask_token", WITHOUT_BATCH),
+            *dit.blocks("model.decoder_blocks", "decoder_blocks"),
+            *dit.head("model.decoder_layer", "decoder_embed"),
+        ]
+    return rows
+
+
+def _decoder_width(config: Mapping[str, Any]) -> int:
+    return config.get("decoder_hidden_size", 512)

@@ -1,0 +1,137 @@
+"""Published KL autoencoders, in the names of diffusers (`AutoencoderKL`) or CompVis (latent diffusion, MAR, VA-VAE).
+
+Sources: huggingface/diffusers `models/autoencoders/autoencoder_kl.py`; LTH14/mar `models/vae.py`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maskdit.config import spec
+from maskdit.interop.rules import CONV, POINTWISE, Row, Table, Unused, linear
+from maskdit.tokenizers.vae import VAE
+
+
+def from_reference(config: Mapping[str, Any]) -> ConfigDict:
+    """The spec of the autoencoder that a published configuration describes.
+
+    Args:
+      config: arguments of diffusers' `AutoencoderKL` (`block_out_channels`, ...), or of CompVis' (`ch`, `ch_mult`, ...)
+        with `latent_scale`, the factor of the generator that goes with it.
+
+    Raises:
+      ValueError: for a variant of the network that `VAE` does not have.
+    """
+    return _from_compvis(config) if "ch_mult" in config else _from_diffusers(config)
+
+
+def table(config: Mapping[str, Any]) -> Table:
+    """The rows that belong to a published configuration, of either kind."""
+    return compvis(config) if "ch_mult" in config else diffusers(config)
+
+
+def _from_diffusers(config: Mapping[str, Any]) -> ConfigDict:
+    _require(config, "act_fn", "silu")
+    _require(config, "mid_block_add_attention", True)
+    _require(config, "out_channels", config.get("in_channels", 3))
+    _require(config, "use_post_quant_conv", config.get("use_quant_conv", True))
+    for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        _require(config, key, [kind] * len(config["block_out_channels"]))
+    return spec(
+        VAE,
+        channels=tuple(config["block_out_channels"]),
+        layers_per_block=config["layers_per_block"],
+        latent_channels=config["latent_channels"],
+        groups=config.get("norm_num_groups", 32),
+        quant_conv=config.get("use_quant_conv", True),
+        scale=config["scaling_factor"],
+        shift=config.get("shift_factor") or 0.0,
+        in_channels=config.get("in_channels", 3),
+    )
+
+
+def _from_compvis(config: Mapping[str, Any]) -> ConfigDict:
+    _require(config, "double_z", True)
+    _require(config, "out_ch", config.get("in_channels", 3))
+    _require(config, "z_channels", config["embed_dim"])
+    levels = range(len(config["ch_mult"]))
+    return spec(
+        VAE,
+        channels=tuple(config["ch"] * factor for factor in config["ch_mult"]),
+        layers_per_block=config["num_res_blocks"],
+        latent_channels=config["embed_dim"],
+        # counted from the configured resolution, whatever the size of the images
+        attention_levels=tuple(i for i in levels if config["resolution"] >> i in config["attn_resolutions"]),
+        scale=config["latent_scale"],
+        in_channels=config.get("in_channels", 3),
+    )
+
+
+def _require(config: Mapping[str, Any], key: str, value: Any) -> None:
+    given = config.get(key, value)
+    if (list(given) if isinstance(given, list | tuple) else given) != value:
+        raise ValueError(f"{key}={given!r} in the published configuration: this autoencoder has only {key}={value!r}")
+
+
+def diffusers(config: Mapping[str, Any]) -> Table:
+    """Rows for the names of diffusers' `AutoencoderKL`, with the present and the earlier names of its attention."""
+    levels = len(config["block_out_channels"])
+    rows: list[Row] = []
+    for side in ("encoder", "decoder"):
+        for end in ("conv_in", "conv_out"):
+            rows += linear(f"{side}.{end}", f"{side}/{end}", CONV)
+        rows += _norm(f"{side}.conv_norm_out", f"{side}/norm_out")
+        rows += _block(f"{side}.mid_block.resnets.{{j}}", f"{side}/mid_block_{{j}}", "conv_shortcut")
+        for norm, q, k, v, out in (
+            ("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
+            ("group_norm", "query", "key", "value", "proj_attn"),
+        ):
+            source, target = f"{side}.mid_block.attentions.0", f"{side}/mid_attn"
+            rows += _norm(f"{source}.{norm}", f"{target}/norm")
+            for theirs, ours in ((q, "q"), (k, "k"), (v, "v"), (out, "out")):
+                rows += linear(f"{source}.{theirs}", f"{target}/{ours}")
+    rows += _block("encoder.down_blocks.{i}.resnets.{j}", "encoder/down_{i}_block_{j}", "conv_shortcut")
+    rows += linear("encoder.down_blocks.{i}.downsamplers.0.conv", "encoder/down_{i}_downsample", CONV)
+    for i in range(levels):
+        level = levels - 1 - i  # its decoder counts from the deepest level
+        rows += _block(f"decoder.up_blocks.{i}.resnets.{{j}}", f"decoder/up_{level}_block_{{j}}", "conv_shortcut")
+        rows += linear(f"decoder.up_blocks.{i}.upsamplers.0.conv", f"decoder/up_{level}_upsample", CONV)
+    return rows + linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
+
+
+def compvis(config: Mapping[str, Any]) -> Table:
+    """Rows for the names of CompVis' latent diffusion; its losses and discriminator are not needed."""
+    del config
+    rows: list[Row] = []
+    for side, level in (("encoder", "down"), ("decoder", "up")):
+        for end in ("conv_in", "conv_out"):
+            rows += linear(f"{side}.{end}", f"{side}/{end}", CONV)
+        rows += _norm(f"{side}.norm_out", f"{side}/norm_out")
+        rows += _block(f"{side}.{level}.{{i}}.block.{{j}}", f"{side}/{level}_{{i}}_block_{{j}}", "nin_shortcut")
+        rows += _attention(f"{side}.{level}.{{i}}.attn.{{j}}", f"{side}/{level}_{{i}}_attn_{{j}}")
+        rows += linear(f"{side}.{level}.{{i}}.{level}sample.conv", f"{side}/{level}_{{i}}_{level}sample", CONV)
+        rows += _block(f"{side}.mid.block_1", f"{side}/mid_block_0", "nin_shortcut")
+        rows += _block(f"{side}.mid.block_2", f"{side}/mid_block_1", "nin_shortcut")
+        rows += _attention(f"{side}.mid.attn_1", f"{side}/mid_attn")
+    rows += linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
+    return [*rows, Unused(r"loss\..*")]
+
+
+def _norm(source: str, target: str) -> list[Row]:
+    return [Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/bias")]
+
+
+def _block(source: str, target: str, shortcut: str) -> list[Row]:
+    rows = linear(f"{source}.{shortcut}", f"{target}/shortcut", CONV)
+    for n in (1, 2):
+        rows += _norm(f"{source}.norm{n}", f"{target}/norm{n}") + linear(f"{source}.conv{n}", f"{target}/conv{n}", CONV)
+    return rows
+
+
+def _attention(source: str, target: str) -> list[Row]:
+    """Its products are 1x1 convolutions."""
+    rows = _norm(f"{source}.norm", f"{target}/norm")
+    for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "out")):
+        rows += linear(f"{source}.{theirs}", f"{target}/{ours}", POINTWISE)
+    return rows

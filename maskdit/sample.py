@@ -1,0 +1,68 @@
+"""`maskdit sample`: images from a trained model, as a picture and as an array."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from maskdit.evals import pictures
+from maskdit.model import GeneratorModel, ModelError, load
+from maskdit.samplers.ancestral import DDIM, Ancestral
+from maskdit.samplers.heun import Euler, Heun
+
+SAMPLERS: dict[str, Any] = {"heun": Heun, "euler": Euler, "ddim": DDIM, "ancestral": Ancestral}
+
+
+def sample(
+    workdir: str,
+    labels: Sequence[dict[str, str]] = (),
+    *,
+    out: str | None = None,
+    npz: str | None = None,
+    count: int = 16,
+    sampler: str | None = None,
+    weak: str | None = None,
+    ema: str | None = "default",
+    step: int | None = None,
+    trust: Iterable[str] = (),
+    **settings: Any,
+) -> np.ndarray:
+    """Loads a model, draws images and writes them.
+
+    Args:
+      workdir: the model's work directory.
+      labels: sets of labels, given to the images in turn; none for random ones.
+      out: a PNG file for the images as a grid; `samples.png` where neither `out` nor `npz` is given.
+      npz: a file for the images, `arr_0` uint8 `[count, H, W, 3]`, and their labels.
+      count: number of images.
+      sampler: a name of `SAMPLERS`, in place of the model's own.
+      weak: work directory of a weaker model to guide with.
+      ema, step, trust: see `maskdit.load`.
+      **settings: `steps`, `guidance`, `seed`, `first` and `batch` of `GeneratorModel.sample`.
+
+    Raises:
+      ModelError: for a model that draws no images, or an unknown sampler.
+    """
+    model = load(workdir, ema=ema, step=step, trust=trust)
+    if not isinstance(model, GeneratorModel):
+        raise ModelError(f"{workdir} holds a {type(model).__name__}, which draws no images")
+    if sampler is not None and sampler not in SAMPLERS:
+        raise ModelError(f"there is no sampler '{sampler}': use one of {', '.join(SAMPLERS)}")
+    if labels and any(set(one) != set(labels[0]) for one in labels):
+        raise ModelError("all --labels must name the same labels")
+    chosen = {name: [one[name] for one in labels] for name in labels[0]} if labels else None
+    images = model.sample(
+        chosen,
+        count=count,
+        sampler=SAMPLERS[sampler]() if sampler else None,
+        weak=load(weak, trust=trust) if weak else None,
+        **settings,
+    )
+    if out or not npz:
+        pictures.save_png(out or "samples.png", pictures.grid(images))
+        print(f"wrote {out or 'samples.png'}: {len(images)} images")
+    if npz:
+        cycled = {name: np.resize(np.array(values), count) for name, values in (chosen or {}).items()}
+        np.savez_compressed(npz, images, **cycled)
+        print(f"wrote {npz}: arr_0 {list(images.shape)} uint8")
+    return images

@@ -1,0 +1,1 @@
+"""What a run trains: one file per task."""

@@ -1,0 +1,134 @@
+"""A generator: a network trained with a process on a frozen tokenizer's latents."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
+from maskdit.model import GeneratorModel
+from maskdit.processes.masking import MaskSchedule
+from maskdit.tasks.task import Context
+from maskdit.training.mesh import unboxed
+from maskdit.training.optim import Group
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """Trains `network` with `process` on the latents of `tokenizer`.
+
+    Attributes:
+      network: what is trained; its `classes` name the labels that condition it.
+      process: corruption, target and loss.
+      tokenizer: frozen; images to latents.
+      groups: see `maskdit.training.optim.Group`.
+      masking: how many patches the network sees, if not all.
+      label_drop: probability that an example's labels are dropped, all together; guidance needs it.
+      horizon: steps that schedules and phases span; 0 until a run sets it.
+    """
+
+    network: Any
+    process: Any
+    tokenizer: Any
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=lambda: {"generator": Group()})
+    masking: MaskSchedule | None = None
+    label_drop: float = 0.1
+    horizon: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_drop <= 1:
+            raise ValueError(f"label_drop is a probability, got {self.label_drop}")
+
+    @property
+    def layout(self) -> Layout:
+        """The network's tokens."""
+        return self.network.layout
+
+    def init(self, draw: Draw, batch: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
+        """The network's parameters (with axis names); the task has no state. Draws: `network`."""
+        x = jnp.zeros((1, *self.layout.shape))
+        cond = Cond(labels={name: jnp.zeros((1,), jnp.int32) for name in self.network.classes})
+        variables = self.network.init(draw.init_key("network"), x, jnp.ones((1,)), cond)  # type: ignore[attr-defined]
+        return {"network": variables["params"]}, {}
+
+    def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
+        """The tokenizer's variables: fitted to the training images where it can be. Draws: `tokenizer`."""
+        if hasattr(self.tokenizer, "fit"):
+            return {"tokenizer": self.tokenizer.fit(images())}
+        side = self.layout.shape[0] * self.tokenizer.latent.downsample
+        image = jnp.zeros((1, side, side, 3))
+        variables = unboxed(jax.jit(self.tokenizer.init)(draw.init_key("tokenizer"), image))  # type: ignore[attr-defined]
+        if jax.tree.leaves(variables):
+            _LOG.warning("the tokenizer %s has random weights: samples will show nothing", type(self.tokenizer).__name__)
+        return {"tokenizer": variables}
+
+    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]], frozen: PyTree) -> None:
+        """Holds data and tokenizer against what the network expects.
+
+        Raises:
+          ValueError: where a label is missing or has another number of classes, or latents have another shape.
+        """
+        for name, count in self.network.classes.items():
+            if name not in vocabulary:
+                raise ValueError(
+                    f"the network is conditioned on '{name}', but the data have the labels {sorted(vocabulary)}: "
+                    "change task.network.classes or the data's labels"
+                )
+            if count != len(vocabulary[name]):
+                raise ValueError(
+                    f"label '{name}' has {len(vocabulary[name])} classes in the data and {count} in the network: "
+                    f"set task.network.classes.{name}={len(vocabulary[name])}"
+                )
+        images = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), jnp.uint8)
+        z = jax.eval_shape(self._encode, images, frozen)
+        if z.shape[1:] != self.layout.shape:
+            raise ValueError(
+                f"images of {images.shape[1:]} become latents of {z.shape[1:]}, but the network takes "
+                f"{self.layout.shape}: set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[3]}"
+            )
+
+    def loss(self, group: str, params: PyTree, ctx: Context) -> tuple[Loss, PyTree]:
+        """The process's loss on the batch's latents.
+
+        Draws: `tokenizer`, `label_drop` (uniform `[B]`) and `process`, each with the draws of that part.
+        """
+        z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
+        predict = bind(self.network, params["network"], train=True)
+        cond = self.condition(ctx.batch)
+        if self.label_drop and cond.labels:
+            drop = ctx.draw.uniform("label_drop", (z.shape[0],)) < self.label_drop
+            cond = dropped(cond, predict.null(cond), drop)
+        process_draw = ctx.draw.named("process")  # type: ignore[attr-defined]
+        return self.process.loss(predict, z, cond, process_draw, step=ctx.step, plan=ctx.plan), ctx.state
+
+    def held_out(self, params: PyTree, ctx: Context) -> Loss:
+        """The unmasked loss with all labels. Draws: `tokenizer`, `process`."""
+        z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
+        predict = bind(self.network, params["network"])
+        process_draw = ctx.draw.named("process")  # type: ignore[attr-defined]
+        loss = self.process.loss(predict, z, self.condition(ctx.batch), process_draw, step=ctx.step, plan=Plan())
+        return loss.replace(weight=loss.weight * ctx.batch["weight"])
+
+    def plan(self, step: int) -> Plan:
+        """How many tokens the network sees in a step."""
+        if self.masking is None:
+            return Plan()
+        return Plan(keep=self.masking.kept(self.layout.tokens, step / max(self.horizon, 1)))
+
+    def model(self, variables: PyTree, vocabulary: Mapping[str, tuple[str, ...]]) -> GeneratorModel:
+        """The generator with its tokenizer."""
+        return GeneratorModel(task=self, variables=variables, vocabulary=dict(vocabulary))
+
+    def condition(self, batch: Mapping[str, Array]) -> Cond:
+        """The labels of a batch that condition the network."""
+        return Cond(labels={name: batch[name] for name in self.network.classes})
+
+    def _encode(self, images: Array, frozen: PyTree, draw: Draw | None = None) -> Array:
+        draw = draw and draw.named("tokenizer")  # type: ignore[attr-defined]
+        x = images.astype(jnp.float32) / 127.5 - 1
+        return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method="encode").values

@@ -1,0 +1,34 @@
+"""The identity: a generator in pixel space."""
+
+from typing import Any
+
+import flax.linen as nn
+
+from maskdit.contracts import Array, Draw, Latents, LatentSpec
+
+
+class Pixels(nn.Module):
+    """Images are their own latents.
+
+    Attributes:
+      scale: latents are images times this; 0.5 gives images in [-1, 1] about the standard deviation that EDM expects.
+    """
+
+    scale: float = 1.0
+
+    @property
+    def latent(self) -> LatentSpec:
+        """One position per pixel."""
+        return LatentSpec(layout="grid", downsample=1, channels=3, scale=self.scale)
+
+    def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
+        """Images `[B, H, W, 3]` in [-1, 1] to latents of the same shape."""
+        return Latents(values=images * self.scale)
+
+    def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
+        """Latents to images `[B, H, W, 3]`."""
+        return latents.values / self.scale  # type: ignore[operator]
+
+    def __call__(self, images: Array) -> Array:
+        """Encodes and decodes."""
+        return self.decode(self.encode(images))

@@ -1,0 +1,78 @@
+"""What is looked at during training, on averaged weights: the held-out loss by noise level, and a grid of samples from
+fixed noise and labels."""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+
+from maskdit.contracts import Array, PyTree
+from maskdit.draw import Draw
+from maskdit.tasks.task import Context, Task
+from maskdit.training.optim import merge
+from maskdit.training.step import Metrics, TrainState, loss_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """When and on how much.
+
+    Attributes:
+      every: steps between two evaluations; the last step is always evaluated.
+      batch: rows of a held-out batch.
+      examples: held-out examples used, spread over the held-out records; None for all.
+      images: samples in the grid; 0 for none.
+    """
+
+    every: int = 1000
+    batch: int = 64
+    examples: int | None = None
+    images: int = 32
+
+
+def averaged(state: TrainState) -> PyTree:
+    """The parameters that evaluation and pictures use: the first average, or the raw ones where there is none."""
+    first = next(iter(state.ema.values()), None)
+    return state.params if first is None else merge(state.params, first)
+
+
+def held_out_loss(
+    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int
+) -> dict[str, float]:
+    """Means of the held-out loss and its parts, with the same draws at every call.
+
+    Args:
+      task: the task.
+      params: parameters by network name.
+      frozen: variables of frozen networks.
+      loader: the loader of held-out records.
+      settings: how many.
+      seed: the run's.
+    """
+    total: dict[str, np.ndarray] = {}
+    with loader.ordered(settings.batch, settings.examples) as batches:
+        for index, batch in enumerate(batches):
+            arrays = jax.device_put({k: v for k, v in batch.items() if k != "replaced"})
+            key = jax.device_put(np.array([seed, index], np.uint32))
+            for name, pair in jax.device_get(_held_out(params, frozen, arrays, key, task=task)).items():
+                total[name] = total.get(name, np.zeros(2)) + np.array(pair)
+    return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
+
+
+def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count: int) -> dict[str, list[str]]:
+    """Labels for a grid of samples: all combinations in turn."""
+    combinations = list(itertools.product(*(vocabulary[name] for name in names)))
+    stride = max(len(combinations) // count, 1)
+    chosen = [combinations[(i * stride) % len(combinations)] for i in range(count)]
+    return {name: [labels[k] for labels in chosen] for k, name in enumerate(names)}
+
+
+@functools.partial(jax.jit, static_argnames=("task",))
+def _held_out(params: PyTree, frozen: PyTree, batch: dict[str, Array], key: Array, *, task: Task) -> Metrics:
+    draw = Draw(jax.random.key(key[0])).named("held_out").at(key[1]).at(batch["row"])
+    rows = {name: array for name, array in batch.items() if name != "row"}
+    step = jax.numpy.zeros((), jax.numpy.int32)
+    return loss_metrics(task.held_out(params, Context(batch=rows, draw=draw, step=step, plan=None, frozen=frozen)))

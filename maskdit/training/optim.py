@@ -1,0 +1,157 @@
+"""Learning-rate schedules, optimizers, and the groups of parameters that they train."""
+
+import dataclasses
+import re
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from maskdit.contracts import Array, PyTree
+
+
+class Schedule(Protocol):
+    """A learning rate as a function of the update's number, counted from 1."""
+
+    def rate(self, update: Any, horizon: int) -> Array:
+        """The learning rate of an update; `horizon` is the number of updates that the schedule spans."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A constant rate after a linear warmup.
+
+    Attributes:
+      lr: the rate.
+      warmup: updates over which it rises from 0.
+    """
+
+    lr: float = 1e-4
+    warmup: float = 0
+
+    def rate(self, update: Any, horizon: int) -> Array:
+        """The rate of an update."""
+        return self.lr * _ramp(update, self.warmup)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+    """Linear warmup, then half a cosine down to a share of the rate at the horizon (Loshchilov and Hutter 2017, arXiv
+    1608.03983).
+
+    Attributes:
+      lr: the highest rate.
+      warmup: updates over which it rises from 0.
+      final: share of `lr` that is left at the horizon.
+    """
+
+    lr: float = 1e-4
+    warmup: float = 0
+    final: float = 0.0
+
+    def rate(self, update: Any, horizon: int) -> Array:
+        """The rate of an update."""
+        progress = jnp.clip((update - self.warmup) / max(horizon - self.warmup, 1), 0, 1)
+        shape = self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return self.lr * _ramp(update, self.warmup) * shape
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseSqrt:
+    """Linear warmup, constant, then falling with the root of the update's number (EDM2, arXiv 2312.02696, eq. 67).
+
+    Attributes:
+      lr: the highest rate.
+      warmup: updates over which it rises from 0.
+      decay_from: update from which it falls.
+    """
+
+    lr: float = 1e-2
+    warmup: float = 0
+    decay_from: float = 70000.0
+
+    def rate(self, update: Any, horizon: int) -> Array:
+        """The rate of an update."""
+        return self.lr * _ramp(update, self.warmup) / jnp.sqrt(jnp.maximum(update / self.decay_from, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); with `weight_decay` 0, Adam.
+
+    Attributes:
+      schedule: the learning rate.
+      b1, b2, eps: Adam's numbers.
+      weight_decay: decoupled decay, of arrays with two or more axes only.
+      clip: largest global norm of the gradient; None for no clipping.
+      moment_dtype: dtype of the first moment; None for that of the parameters.
+    """
+
+    schedule: Schedule = Constant()
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+    moment_dtype: str | None = None
+
+    def transform(self, horizon: int) -> optax.GradientTransformation:
+        """The optax transformation, for schedules that span `horizon` updates."""
+        adamw = optax.adamw(
+            lambda count: self.schedule.rate(count + 1, horizon),
+            b1=self.b1,
+            b2=self.b2,
+            eps=self.eps,
+            mu_dtype=self.moment_dtype,
+            weight_decay=self.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        )
+        return adamw if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters that are trained together.
+
+    Attributes:
+      optimizer: how.
+      patterns: regular expressions; a leaf belongs to the group if one of them is found in its path, such as
+        `network/blocks_0/attn/qkv/kernel`.
+      every: the group is updated in every so-many-th step.
+      start: the first step in which it is updated.
+    """
+
+    optimizer: AdamW = AdamW()
+    patterns: tuple[str, ...] = ("",)
+    every: int = 1
+    start: int = 0
+
+    def active(self, step: int) -> bool:
+        """Whether the group is updated in a step."""
+        return step >= self.start and (step - self.start) % self.every == 0
+
+
+def select(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
+    """The part of a tree of parameters whose leaves' paths match.
+
+    Raises:
+      ValueError: where nothing matches.
+    """
+    leaves = traverse_util.flatten_dict(params, sep="/")
+    chosen = {path: leaf for path, leaf in leaves.items() if any(re.search(p, path) for p in patterns)}
+    if not chosen:
+        raise ValueError(f"no parameter matches {patterns}; paths look like '{next(iter(leaves))}'")
+    return traverse_util.unflatten_dict(chosen, sep="/")
+
+
+def merge(params: PyTree, part: PyTree) -> PyTree:
+    """A tree of parameters with the leaves of a part of it replaced."""
+    leaves = traverse_util.flatten_dict(params)
+    return traverse_util.unflatten_dict({**leaves, **traverse_util.flatten_dict(part)})
+
+
+def _ramp(update: Any, warmup: int) -> Array:
+    return jnp.minimum(jnp.asarray(update, jnp.float32) / max(warmup, 1e-9), 1.0)

@@ -1,0 +1,72 @@
+"""Grids keep every pixel in its place; curves show what the records hold."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskdit.evals.pictures import grid, loss_curve, save_png
+
+
+def images(count, height=3, width=5):
+    return np.random.default_rng(0).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("count", "columns", "padding"), [(1, None, 2), (5, None, 1), (6, 4, 0), (3, 7, 2)])
+def test_grid_holds_each_image_in_reading_order_on_white(count, columns, padding):
+    given = images(count)
+    sheet = grid(given, columns, padding)
+    wide = columns or int(np.ceil(np.sqrt(count)))
+    rest = np.ones(sheet.shape[:2], bool)
+    for i, image in enumerate(given):
+        top, left = padding + i // wide * (3 + padding), padding + i % wide * (5 + padding)
+        assert (sheet[top : top + 3, left : left + 5] == image).all()
+        rest[top : top + 3, left : left + 5] = False
+    assert sheet.shape == (padding + -(-count // wide) * (3 + padding), padding + wide * (5 + padding), 3)
+    assert (sheet[rest] == 255).all()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [images(2).astype(np.float32), images(2)[0], images(0), images(2)[..., :1]],
+    ids=["float", "3d", "none", "grey"],
+)
+def test_grid_names_what_it_was_given(given):
+    with pytest.raises(ValueError, match=r"uint8 images \[N, H, W, 3\].*got"):
+        grid(given)
+
+
+def test_png_returns_the_same_pixels(tmp_path):
+    image = images(1, 17, 9)[0]
+    save_png(tmp_path / "a.png", image)
+    with Image.open(tmp_path / "a.png") as read:
+        assert (np.asarray(read) == image).all()
+    with pytest.raises(ValueError, match="uint8"):
+        save_png(tmp_path / "b.png", image / 255)
+
+
+def drawn(path, records, tail=""):
+    (path / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records) + tail)
+    loss_curve(path / "m.jsonl", path / "loss.png")
+    with Image.open(io.BytesIO((path / "loss.png").read_bytes())) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_curve_falls_with_the_loss_and_shows_held_out_points_and_rate(tmp_path):
+    falling = [{"step": s, "loss": 10.0 - s} for s in range(10)]
+    plain = drawn(tmp_path, falling, tail='{"step": 10, "lo')
+    assert plain.shape == (540, 960, 3)
+    coloured = np.argwhere(np.ptp(plain, axis=2) > 100)
+    coloured = coloured[coloured[:, 0] > 120]  # below the legend
+    left, right = coloured[coloured[:, 1] < 400], coloured[coloured[:, 1] > 600]
+    assert left[:, 0].mean() + 50 < right[:, 0].mean()  # rows count from the top
+    more = drawn(tmp_path, [r | {"held_out/loss": 5.0, "lr": 1e-3, "loss/low": None} for r in falling])
+    orange = (more[..., 0] > 200) & (abs(more[..., 1] - 127) < 30) & (more[..., 2] < 60)
+    assert orange.sum() > 100 > ((plain[..., 0] > 200) & (abs(plain[..., 1] - 127) < 30) & (plain[..., 2] < 60)).sum()
+
+
+def test_curve_of_no_losses_says_so(tmp_path):
+    with pytest.raises(ValueError, match="no loss yet"):
+        drawn(tmp_path, [{"step": 1, "lr": 1.0}])

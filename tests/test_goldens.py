@@ -1,0 +1,229 @@
+"""Golden cases: what published implementations compute, held against ours.
+
+Each folder below `MASKDIT_GOLDENS` (default `tests/goldens`) is a case: `case.json` and `arrays.npz`. Its runner,
+`golden_runners/NAME.py`, declares `INPUTS` (patterns of array names), `LEFT_OUT` (pattern -> reason) and
+`run(case) -> {array: value}`. Every other array must come back and agree.
+"""
+
+import dataclasses
+import fnmatch
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import types
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from maskdit.config import build
+from maskdit.interop.rules import export_params, import_params
+
+HERE = pathlib.Path(__file__).parent
+FOLDER = pathlib.Path(os.environ.get("MASKDIT_GOLDENS", HERE / "goldens"))
+CASES = sorted(path.parent.name for path in FOLDER.glob("*/case.json"))
+PLAIN = {"xla_backend_optimization_level": 0}  # compiling is most of the time of these tests
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_case(name: str) -> None:
+    case, runner = Case.read(FOLDER / name), load_runner(name)
+    faults = judge(case, runner, runner.run(case))
+    assert not faults, f"{name} differs from {case.reference}:\n  " + "\n  ".join(faults)
+
+
+def test_folder_holds_cases() -> None:
+    assert CASES, f"no case.json below {FOLDER}: set MASKDIT_GOLDENS to a folder of cases"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A golden case, and what runners need to replay it."""
+
+    reference: str
+    config: dict[str, Any]
+    parameters: dict[str, list[int]]
+    kept: list[str]
+    arrays: dict[str, np.ndarray]
+    tolerance: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path) -> "Case":
+        text = json.loads((folder / "case.json").read_text())
+        with np.load(folder / "arrays.npz") as stored:
+            arrays = {name: stored[name] for name in text["arrays"]}
+        given = (text["reference"], text["config"], text["parameters"], text["kept"])
+        return cls(*given, arrays=arrays, tolerance=text.get("tolerance", {}))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The reference's state dict: parameters from their names, and those fixed tables that are stored."""
+        state = {name: filled(name, tuple(shape)) for name, shape in self.parameters.items()}
+        tables = {name: self.arrays.get(name.rsplit(".", 1)[-1]) for name in self.kept}
+        return state | {name: table for name, table in tables.items() if table is not None}
+
+    def model(self, interop: types.ModuleType, *inputs: Any) -> tuple[Any, Any]:
+        """The network of the case's config, and its parameters; `inputs` are an example of what it is called on."""
+        network = build(interop.from_reference(self.config))
+        shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+        return network, import_params(interop.table(self.config), self.state(), shapes)
+
+    def exported(self, interop: types.ModuleType, params: Any) -> dict[str, np.ndarray]:
+        """The state dict that our parameters are written as."""
+        return export_params(interop.table(self.config), params)
+
+    def images(self, name: str) -> np.ndarray:
+        """A stored array with its channels, third from the end, moved to the end."""
+        return np.moveaxis(self.arrays[name], -3, -1)
+
+    @staticmethod
+    def stored(images: Any) -> np.ndarray:
+        """Images of ours as the reference stores them: channels third from the end."""
+        return np.moveaxis(np.asarray(images), -1, -3)
+
+    @staticmethod
+    def draw(**arrays: Any) -> "Recorded":
+        """A draw that gives recorded arrays by name."""
+        return Recorded(arrays)
+
+    @staticmethod
+    def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """`jax.jit` without optimisation."""
+        return jax.jit(function, compiler_options=PLAIN, **options)
+
+
+@jax.tree_util.register_pytree_node_class
+class Recorded:
+    """Recorded arrays with the interface of `maskdit.draw.Draw`; `at(i)` takes entry i of the leading axes."""
+
+    def __init__(self, arrays: Mapping[str, Any]):
+        self.arrays = dict(arrays)
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], tuple[str, ...]]:
+        return tuple(self.arrays.values()), tuple(self.arrays)
+
+    @classmethod
+    def tree_unflatten(cls, names: tuple[str, ...], arrays: tuple[Any, ...]) -> "Recorded":
+        return cls(dict(zip(names, arrays, strict=True)))
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Any:
+        if name not in self.arrays:
+            raise KeyError(f"'{name}' was not recorded; there are {sorted(self.arrays)}")
+        array = self.arrays[name]
+        if tuple(array.shape) != tuple(shape):
+            raise ValueError(f"draw '{name}' was asked for shape {tuple(shape)}, recorded is {tuple(array.shape)}")
+        return jax.numpy.asarray(array)
+
+    uniform = normal
+
+    def integers(self, name: str, shape: tuple[int, ...], low: int, high: int) -> Any:
+        return self.normal(name, shape)
+
+    def at(self, index: Any) -> "Recorded":
+        return Recorded({name: jax.numpy.asarray(array)[index] for name, array in self.arrays.items() if array.ndim})
+
+
+def filled(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The value of a reference parameter, which follows from its name."""
+    x = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) >= 2:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    elif len(shape) == 1 and name.rsplit(".", 1)[-1] in ("weight", "scale", "gamma"):
+        x = 1 + 0.1 * x
+    else:
+        x = 0.1 * x
+    return np.asarray(np.abs(x) + 0.5 if name.endswith("running_var") else x, np.float32)
+
+
+@functools.cache
+def load_runner(name: str) -> types.ModuleType:
+    path = HERE / "golden_runners" / f"{name.replace('-', '_')}.py"
+    if not path.is_file():
+        pytest.fail(f"case '{name}' has no runner: write {path.relative_to(HERE)}", pytrace=False)
+    spec = importlib.util.spec_from_file_location(f"golden_runner_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def judge(case: Case, runner: Any, values: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of a runner, one line per array."""
+    faults = []
+    for name, reference in case.arrays.items():
+        declared = any(fnmatch.fnmatchcase(name, pattern) for pattern in (*runner.INPUTS, *runner.LEFT_OUT))
+        if declared and name in values:
+            faults.append(f"{name}: returned, though declared as an input or left out")
+        elif not declared and name not in values:
+            faults.append(f"{name}: not returned by the runner")
+        elif not declared:
+            faults += gap(name, np.asarray(values[name]), reference, case.tolerance.get(name))
+    return faults
+
+
+def gap(name: str, ours: np.ndarray, reference: np.ndarray, tolerance: Any) -> list[str]:
+    """Why `ours` does not agree with `reference`; empty where it does. The rules are those of the cases' README."""
+    if ours.shape != reference.shape:
+        return [f"{name}: has shape {ours.shape}, the reference {reference.shape}"]
+    if not np.issubdtype(reference.dtype, np.floating):
+        count, allowed = int(np.sum(ours != reference)), (tolerance or {}).get("may_differ", 0)
+        return [f"{name}: {count} entries differ, {allowed} may"] if count > allowed else []
+    ours, reference = ours.astype(np.float64), reference.astype(np.float64)
+    size, largest = np.abs(reference), float(np.abs(reference).max(initial=0.0))
+    if isinstance(tolerance, Mapping) and "relative" in tolerance:
+        allowed = tolerance["relative"] * size + 1e-9
+    elif isinstance(tolerance, Mapping) and "row_relative" in tolerance:
+        rows = size.reshape(len(size), -1).max(axis=1)
+        allowed = (tolerance["row_relative"] * rows).reshape(-1, *(1,) * (size.ndim - 1))
+    elif tolerance is not None:
+        allowed = np.asarray(float(tolerance))
+    else:
+        allowed = np.asarray(5e-5 * max(1.0, largest) if largest >= 0.1 else max(1e-3 * largest, 1e-6))
+    with np.errstate(invalid="ignore"):
+        over = ~((np.abs(ours - reference) <= allowed) | (ours == reference))  # also where ours is not a number
+    if not over.any():
+        return []
+    worst = float(np.abs(ours - reference)[over].max())
+    return [
+        f"{name}: {int(over.sum())} of {over.size} entries differ by up to {worst:.3g} (largest entry {largest:.3g})"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shift", "reference", "tolerance", "agrees"),
+    [
+        (4e-5, [1.0, -0.5], None, True),
+        (6e-5, [1.0, -0.5], None, False),
+        (3.9e-3, [80.0, 0.0], None, True),
+        (4e-5, [0.01, 0.02], None, False),
+        (1.5e-5, [0.01, 0.02], None, True),
+        (0.05, [1.0, 2.0], 0.1, True),
+        (0.05, [1.0, 0.1], {"relative": 0.1}, False),
+        (0.05, [[1.0, 0.1], [2.0, 0.1]], {"row_relative": 0.1}, True),
+        (0.05, [[1.0, 0.1], [0.2, 0.1]], {"row_relative": 0.1}, False),
+        (np.nan, [1.0, 2.0], None, False),
+        (1, [1, 2], None, False),
+        (1, [1, 2], {"may_differ": 2}, True),
+        (0, [1, 2], None, True),
+    ],
+)
+def test_gap(shift: float, reference: list, tolerance: Any, agrees: bool) -> None:
+    array = np.asarray(reference)
+    assert (gap("x", array + shift, array, tolerance) == []) == agrees
+
+
+def test_every_array_is_accounted_for() -> None:
+    arrays = {name: np.ones(2) for name in ("given", "skipped_1", "right", "forgotten", "twice")}
+    case = Case("nowhere", {}, {}, [], arrays, {})
+    runner = types.SimpleNamespace(INPUTS=("given", "twice"), LEFT_OUT={"skipped_*": "a reason"})
+    faults = judge(case, runner, {"right": np.ones(2), "twice": np.ones(2)})
+    assert [fault.partition(":")[0] for fault in faults] == ["forgotten", "twice"]
+
+
+def test_case_without_runner_says_what_to_write() -> None:
+    with pytest.raises(pytest.fail.Exception, match=r"golden_runners/no_such_model\.py"):
+        load_runner("no-such-model")
