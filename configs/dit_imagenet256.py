@@ -5,8 +5,8 @@
 Variants: S, B, L, XL with patch 2, 4 or 8 (`XL/2`), and `smoke`. Prepare ImageNet with `tfds build imagenet2012
 --file_format=array_record`, or override `data.source`.
 
-Paper: XL/2 after 7M steps, FID 2.27 with guidance 1.5 (250 steps, three channels guided); 400k steps, FID 19.47 without.
-Meant for a TPU v3-256 (5.7 steps/s there). Ours: unverified.
+Paper: XL/2 after 7M steps, FID 2.27 with guidance 1.5 (250 steps, three channels guided); 400k steps, FID 19.47
+without. Meant for a TPU v3-256 (5.7 steps/s there). Ours: unverified.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,9 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
     )
     vae = spec(VAE, channels=(16, 16), groups=8, layers_per_block=1) if smoke else spec(VAE, dtype="bfloat16")
     train = spec(Emoji, labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="train")
-    held_out = spec(Emoji, split="val", labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="validation")
+    held_out = (
+        spec(Emoji, split="val", labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="validation")
+    )
     pixels = 16 if smoke else 256
     return spec(
         Run,
@@ -66,5 +68,11 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         mesh=spec(MeshShape),
         checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 100_000),
         log=spec(Log, every=2 if smoke else 100),
-        evaluation=spec(Evaluation, every=4 if smoke else 10_000, batch=8 if smoke else 64, examples=8 if smoke else 4096, images=8 if smoke else 32),
+        evaluation=spec(
+            Evaluation,
+            every=4 if smoke else 10_000,
+            batch=8 if smoke else 64,
+            examples=8 if smoke else 4096,
+            images=8 if smoke else 32,
+        ),
     )

@@ -2,8 +2,8 @@
 
     maskdit train --config maskdit_folder:10 --workdir DIR --config.data.source.path=IMAGES
 
-The variant is the number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant for one
-GPU, or some patience on a CPU; a starting point to change. Ours: unverified.
+The variant is the number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant
+for one GPU, or some patience on a CPU; a starting point to change. Ours: unverified.
 """
 
 from ml_collections import ConfigDict

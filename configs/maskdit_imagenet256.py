@@ -2,11 +2,12 @@
 
     maskdit train --config maskdit_imagenet256:XL/2 --workdir DIR
 
-Half of the patches masked for 2M steps, then 37.5k steps unmasked. (The paper lowers the learning rate to 5e-5 for these.)
-Variants: S, B, L, XL with patch 2, 4 or 8 (`XL/2`), and `smoke`. Prepare ImageNet with `tfds build imagenet2012
+Half of the patches masked for 2M steps, then 37.5k steps unmasked. (The paper lowers the learning rate to 5e-5 for
+these.) Variants: S, B, L, XL with patch 2, 4 or 8 (`XL/2`), and `smoke`. Prepare ImageNet with `tfds build imagenet2012
 --file_format=array_record`, or override `data.source`.
 
-Paper: XL/2, FID 2.28 with guidance 1.5 and 40 steps, 5.69 without guidance; about 260 hours on 8 A100. Ours: unverified.
+Paper: XL/2, FID 2.28 with guidance 1.5 and 40 steps, 5.69 without guidance; about 260 hours on 8 A100. Ours:
+unverified.
 """
 
 from ml_collections import ConfigDict
@@ -49,7 +50,9 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
     )
     vae = spec(VAE, channels=(16, 16), groups=8, layers_per_block=1) if smoke else spec(VAE, dtype="bfloat16")
     train = spec(Emoji, labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="train")
-    held_out = spec(Emoji, split="val", labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="validation")
+    held_out = (
+        spec(Emoji, split="val", labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="validation")
+    )
     pixels = 16 if smoke else 256
     unmasked_from = 0.5 if smoke else MASKED / (MASKED + UNMASKED)
     return spec(
@@ -73,5 +76,11 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         mesh=spec(MeshShape),
         checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 100_000),
         log=spec(Log, every=2 if smoke else 100),
-        evaluation=spec(Evaluation, every=4 if smoke else 10_000, batch=8 if smoke else 64, examples=8 if smoke else 4096, images=8 if smoke else 32),
+        evaluation=spec(
+            Evaluation,
+            every=4 if smoke else 10_000,
+            batch=8 if smoke else 64,
+            examples=8 if smoke else 4096,
+            images=8 if smoke else 32,
+        ),
     )

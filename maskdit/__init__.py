@@ -1,8 +1,8 @@
 """maskdit: image tokenizers, diffusion transformers and masked token generators in JAX.
 
-    import maskdit
-    model = maskdit.load("runs/demo")
-    images = model.sample({"style": "noto", "group": "food-drink"}, count=16)
+import maskdit
+model = maskdit.load("runs/demo")
+images = model.sample({"style": "noto", "group": "food-drink"}, count=16)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,8 +1,8 @@
 """`maskdit bench`: training steps in CPU-seconds, beside the matrix-product rate of the same run.
 
 Machines are noisy and shared, so what counts are shares and ratios: programs take turns in one process, their order
-reversed every round, and the rate of float32 matrix products is measured between them. A step is the training loop's own:
-loss, gradients, AdamW and an average of the weights, on resident data.
+reversed every round, and the rate of float32 matrix products is measured between them. A step is the training loop's
+own: loss, gradients, AdamW and an average of the weights, on resident data.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ def bench(workload: str, rounds: int = 3, steps: int = 2) -> dict[str, Program]:
     """Times a workload and prints a table.
 
     Args:
-      workload: `c1`: DiT-S/2 on 32 x 32 x 4 latents, batch 8. `c2`: MaskDiT (14 blocks of 576, decoder 4 of 256) with 0, 50
-        and 75 % of the patches masked, and the plain DiT of that size, batch 4.
+      workload: `c1`: DiT-S/2 on 32 x 32 x 4 latents, batch 8. `c2`: MaskDiT (14 blocks of 576, decoder 4 of 256)
+        with 0, 50 and 75 % of the patches masked, and the plain DiT of that size, batch 4.
       rounds: how often each program has its turn.
       steps: steps in a turn.
     """
@@ -93,7 +93,8 @@ def _program(name: str, task: Generator, batch: int, keep: int | None = None) ->
             "row": np.arange(batch, dtype=np.int32),
         }
     )
-    seed, frozen = jax.random.key(0), {"tokenizer": {}}
+    seed = jax.random.key(0)
+    frozen: dict[str, Any] = {"tokenizer": {}}
     state = jax.jit(lambda key: unboxed(create(task, (0.9999,), rows, key)))(seed)
     step = functools.partial(train_step, task=task, plan=Plan(keep), groups=("generator",), microbatches=1)
     compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, rows, seed).compile()

@@ -5,10 +5,11 @@ process is set up.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from maskdit import config as configs
@@ -25,17 +26,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(known)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("maskdit").setLevel(logging.INFO)
     keep_pages()
     try:
-        args.run(args, overrides)
+        with _speaking():
+            args.run(args, overrides)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MASKDIT_TRACEBACK") or not _ours(error):
             raise
         print(f"maskdit {args.verb}: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _speaking() -> Iterator[None]:
+    """Lets the library's own lines through to standard error, as they are, above a progress bar where there is one."""
+    logger, handler = logging.getLogger("maskdit"), logging.lastResort
+    assert handler is not None
+    before = logger.level, logger.propagate, handler.level
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    handler.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = before[1]
+        logger.setLevel(before[0])
+        handler.setLevel(before[2])
 
 
 def _train(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -100,12 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = _verb(verbs, "train", _train, "train what a config describes", epilog=_OVERRIDES)
-    train.add_argument("--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file")
+    train.add_argument(
+        "--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file"
+    )
     train.add_argument("--workdir", required=True, help="where the run lives; a run that was interrupted goes on")
 
     sample = _verb(verbs, "sample", _sample, "draw images from a trained model")
     _model_arguments(sample)
-    sample.add_argument("--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn")
+    sample.add_argument(
+        "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
+    )
     sample.add_argument("--count", type=int, default=16, help="number of images (16)")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
@@ -117,7 +140,9 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = _verb(verbs, "evaluate", _evaluate, "measure a trained model")
     _model_arguments(evaluate)
-    evaluate.add_argument("--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels")
+    evaluate.add_argument(
+        "--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels"
+    )
     evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
     evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
 
@@ -125,17 +150,25 @@ def _parser() -> argparse.ArgumentParser:
     describe.add_argument("config", metavar="NAME|FILE[:variant]")
 
     bench = _verb(verbs, "bench", _bench, "time training steps against this machine's matrix products")
-    bench.add_argument("workload", choices=("c1", "c2"), help="c1: DiT-S/2, batch 8; c2: MaskDiT at 0, 50 and 75 %% masked, and DiT")
+    bench.add_argument(
+        "workload", choices=("c1", "c2"), help="c1: DiT-S/2, batch 8; c2: MaskDiT at 0, 50 and 75 %% masked, and DiT"
+    )
     bench.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
     return parser
 
 
 def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argparse.ArgumentParser:
-    parser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False)
+    parser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
+    )
     parser.set_defaults(run=run)
     if name != "bench":
         parser.add_argument(
-            "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
+            "--trust",
+            action="append",
+            default=[],
+            metavar="PACKAGE",
+            help="a package whose classes the config may name",
         )
     return parser
 
@@ -144,7 +177,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", metavar="DIR", help="work directory of a training run")
     parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
     parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
-    parser.add_argument("--ema", default="default", help="which average of the weights: its decay, or none for the raw weights")
+    parser.add_argument(
+        "--ema", default="default", help="which average of the weights: its decay, or none for the raw weights"
+    )
     parser.add_argument("--step", type=int, help="which kept checkpoint; the last by default")
 
 
@@ -179,7 +214,7 @@ def _ema(args: Any) -> str | None:
 
 
 def _ours(error: Exception) -> bool:
-    """Whether an error carries a sentence of this library: a `ValueError` or `OSError`, or an error class of its own."""
+    """Whether an error carries a sentence of this library: `ValueError`, `OSError`, or a class of its own."""
     return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("maskdit.")
 
 

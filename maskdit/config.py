@@ -63,8 +63,8 @@ def build(entry: Any, trust: Iterable[str] = (), **extra: Any) -> Any:
       **extra: fields to set over those of the spec.
 
     Raises:
-      ConfigError: for a target outside `maskdit` and `trust`, one that does not exist, and for fields that its class does
-        not have.
+      ConfigError: for a target outside `maskdit` and `trust`, one that does not exist, and for fields that its class
+        does not have.
     """
     if not isinstance(entry, ConfigDict | Mapping):
         if extra:
@@ -85,8 +85,8 @@ def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None)
       overrides: dotted path -> value, such as `{"task.network.width": 96}`.
 
     Raises:
-      ConfigError: for an unknown name or variant, and for an override that does not exist (the nearest is named) or is of
-        another type.
+      ConfigError: for an unknown name or variant, and for an override that does not exist (the nearest is named) or
+        is of another type.
     """
     path, _, variant = resolve(str(source)).partition(":")
     config = _get_config(path, variant)
@@ -135,7 +135,7 @@ def _parse(path: str, text: str, now: Any) -> Any:
         value = text
     if isinstance(now, float) and isinstance(value, int):
         value = float(value)
-    if isinstance(now, tuple) and not isinstance(value, tuple | list) or (
+    if (isinstance(now, tuple) and not isinstance(value, tuple | list)) or (
         isinstance(now, int | float) and type(value) is not type(now)
     ):
         raise ConfigError(f"config.{path} takes {type(now).__name__} (now {now!r}), got {text!r}")
@@ -194,7 +194,7 @@ def resolve(source: str) -> str:
     if pathlib.Path(name).is_file():
         return source
     path = _configs_dir() / f"{pathlib.Path(name).stem}.py"
-    if not path.is_file() or name.endswith(".py") and "/" in name and not name.startswith("configs/"):
+    if not path.is_file() or (name.endswith(".py") and "/" in name and not name.startswith("configs/")):
         raise ConfigError(f"no config file '{name}' and no config of that name; {_nearest(name, names())}")
     return f"{path}{colon}{variant}"
 
@@ -210,7 +210,9 @@ def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
         if key not in known:
             raise ConfigError(f"{cls.__name__} has no field '{key}'; {_nearest(key, list(known))}")
     if TARGET in known:
-        raise ConfigError(f"{cls.__name__} has a field '{TARGET}', where specs keep the class: give the field another name")
+        raise ConfigError(
+            f"{cls.__name__} has a field '{TARGET}', where specs keep the class: give the field another name"
+        )
     missing = [name for name, field in known.items() if name not in fields and _default(field) is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
@@ -242,6 +244,9 @@ def _entry(value: Any, hint: Any = None) -> Any:
         return tuple(_entry(item) for item in value)
     if isinstance(value, _SCALARS):
         return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = [f.name for f in dataclasses.fields(value) if f.init and f.name not in _LINEN_FIELDS]
+        return spec(type(value), **{name: getattr(value, name) for name in fields})
     raise ConfigError(f"a config holds numbers, strings, tuples, dicts and specs, not {value!r}: use spec(Class, ...)")
 
 
@@ -253,7 +258,7 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
     if isinstance(value, config_dict.FieldReference):
         return
     accepted = (*kinds, int) if float in kinds else kinds
-    if isinstance(value, bool) and bool not in kinds or not isinstance(value, accepted):
+    if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, accepted):
         raise ConfigError(f"{name} takes {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}, got {value!r}")
 
 

@@ -1,8 +1,8 @@
 """The small types that the rooms of the library hand to each other.
 
 Tokenizers give `Latents`; networks give a `Prediction` and describe themselves with a `Layout`; a process turns a
-prediction into a `Loss`; conditions travel as a `Cond`. `Predict` is a network bound to its parameters: the only form in
-which processes and samplers meet a network.
+prediction into a `Loss`; conditions travel as a `Cond`. `Predict` is a network bound to its parameters: the only
+form in which processes and samplers meet a network.
 """
 
 import dataclasses
@@ -173,6 +173,7 @@ class Predict:
     layout: Layout
 
     def __call__(self, x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
+        """Calls the network."""
         kw.pop("at", None)  # where in a sampling run we are: for guidance, which wraps this function
         return self.call(x, t, cond, **kw)
 
@@ -203,4 +204,6 @@ def dropped(cond: Cond, null: Cond, drop: Array) -> Cond:
 
 def null_labels(cond: Cond, classes: Mapping[str, int]) -> Cond:
     """The condition with every label replaced by its null id, the number of classes."""
-    return cond.replace(labels={name: jnp.full_like(ids, classes[name]) for name, ids in cond.labels.items()})
+    return dataclasses.replace(
+        cond, labels={name: jnp.full_like(ids, classes[name]) for name, ids in cond.labels.items()}
+    )

@@ -1,7 +1,7 @@
 """`maskdit describe`: what a config costs, without running it.
 
-FLOPs count a multiply-add as two and follow from the network's formula (`macs`); a training step is three forward passes,
-recomputation not counted. The tokenizer's are counted by XLA.
+FLOPs count a multiply-add as two and follow from the network's formula (`macs`); a training step is three forward
+passes, recomputation not counted. The tokenizer's are counted by XLA.
 """
 
 import dataclasses
@@ -50,12 +50,13 @@ def _state_rows(task: Any, run: Run) -> list[tuple[str, str]]:
 
 
 def _plan_rows(task: Any, run: Run) -> list[tuple[str, str]]:
-    network, rows = task.network, []
+    network = task.network
+    rows: list[tuple[str, str]] = []
     if not hasattr(network, "macs"):
         return rows
     if hasattr(network, "layout"):
         rows.append(("tokens", f"{network.layout.tokens} of {network.layout.patch} x {network.layout.patch}"))
-    seen = {}
+    seen: dict[int | None, int] = {}
     for (plan, _), first in tasks.plans(task, run.steps).items():
         seen.setdefault(plan.keep, first)
     for keep, first in seen.items():

@@ -1,9 +1,9 @@
 """Random numbers by name.
 
 Everything random in the library takes a draw, never a bare key. A draw gives arrays by name; names are folded into the
-key, so the order of calls does not matter and a new name changes no other. `at(i)` folds in an index: the training step,
-the step of a sampler, or, with a vector, the place of each row in the global batch or the number of each sample. Rows are
-therefore drawn alike for any batch size, microbatch, host or mesh.
+key, so the order of calls does not matter and a new name changes no other. `at(i)` folds in an index: the training
+step, the step of a sampler, or, with a vector, the place of each row in the global batch or the number of each sample.
+Rows are therefore drawn alike for any batch size, microbatch, host or mesh.
 """
 
 import zlib
@@ -36,10 +36,12 @@ class Draw:
         self._used: set[str] = set()
 
     def tree_flatten(self) -> tuple[tuple[Array], None]:
+        """A draw is a pytree: it travels through loops of a traced program."""
         return (self.key,), None
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Any]) -> "Draw":
+        """The draw again, with no name used."""
         draw = cls.__new__(cls)
         draw.key, draw._used = children[0], set()
         return draw

@@ -26,9 +26,7 @@ class ModelError(ValueError):
     """A model that cannot do what it was asked for; the message says what it can."""
 
 
-def load(
-    path: str, *, ema: str | None = "default", step: int | None = None, trust: Iterable[str] = ()
-) -> Any:
+def load(path: str, *, ema: str | None = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
     """Loads a trained model from its work directory.
 
     Args:
@@ -41,7 +39,8 @@ def load(
       The model that the run's task makes, such as a `GeneratorModel`.
 
     Raises:
-      ModelError, CheckpointError: where there is no such checkpoint, average or step; the message names those there are.
+      ModelError, CheckpointError: where there is no such checkpoint, average or step; the message names those there
+        are.
     """
     stored = checkpoint.read_file(path) if str(path).endswith(".npz") else checkpoint.read(path, ema=ema, step=step)
     config = configs.from_json(stored.meta["config"])
@@ -204,9 +203,7 @@ class GeneratorModel:
             )
         return sampler, guidance
 
-    def _label_ids(
-        self, labels: Labels | None, count: int, seed: int, numbers: np.ndarray
-    ) -> dict[str, np.ndarray]:
+    def _label_ids(self, labels: Labels | None, count: int, seed: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
         names = dict(self.task.network.classes)
         if labels is None:
             draw = Draw(seed).named("labels").at(numbers)
@@ -238,9 +235,7 @@ class GeneratorModel:
         return np.asarray(ids, np.int32)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("network", "process", "tokenizer", "sampler", "guidance", "weak_network")
-)
+@functools.partial(jax.jit, static_argnames=("network", "process", "tokenizer", "sampler", "guidance", "weak_network"))
 def _sample(
     variables: PyTree,
     seed: Array,

@@ -63,6 +63,6 @@ def sample(
         print(f"wrote {out or 'samples.png'}: {len(images)} images")
     if npz:
         cycled = {name: np.resize(np.array(values), count) for name, values in (chosen or {}).items()}
-        np.savez_compressed(npz, images, **cycled)
+        np.savez_compressed(npz, arr_0=images, **cycled)  # type: ignore[arg-type]
         print(f"wrote {npz}: arr_0 {list(images.shape)} uint8")
     return images

@@ -1,7 +1,7 @@
 """`maskdit train`: the one training loop.
 
-Mesh, data, task, restore, step, log, save, evaluate, in the order of reading. Networks, losses and data enter through the
-config; nothing here knows them.
+Mesh, data, task, restore, step, log, save, evaluate, in the order of reading. Networks, losses and data enter
+through the config; nothing here knows them.
 """
 
 import contextlib
@@ -84,6 +84,8 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
             waited = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - waited
+            if not steps.ready(step):
+                log.flush()  # a pause to compile counts for no rate
             state, metrics = steps(step, state, batch)
             log.step(step + 1, metrics, waited, replaced=batch["replaced"])
             last = step + 1 == run.steps or stop()
@@ -91,7 +93,7 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
                 log.flush()  # looks at every step's loss: what is not finite is not saved
                 with jax.transfer_guard("allow"):
                     store.save(state, record)
-            if last and not stop() or (step + 1) % run.evaluation.every == 0:
+            if (last and not stop()) or (step + 1) % run.evaluation.every == 0:
                 with jax.transfer_guard("allow"):
                     log.write(step + 1, *_evaluate(task, run, config, state, frozen, workdir))
             if last:
@@ -122,10 +124,17 @@ class _Programs:
             for name, value in batch.items()
             if name != "replaced"
         }
-        key = (self.task.plan(step), tasks.active_groups(self.task, step))
+        key = self._key(step)
         if key not in self.compiled:
             self.compiled[key] = self._compile(key, state, arrays)
         return self.compiled[key](state, self.frozen, arrays, self.seed)
+
+    def ready(self, step: int) -> bool:
+        """Whether the step's program is compiled."""
+        return self._key(step) in self.compiled
+
+    def _key(self, step: int) -> Any:
+        return self.task.plan(step), tasks.active_groups(self.task, step)
 
     def _compile(self, key: Any, state: TrainState, arrays: dict[str, Any]) -> Any:
         plan, groups = key
@@ -142,7 +151,7 @@ class _Programs:
 
 
 def _adopt(config: ConfigDict, root: epath.Path) -> ConfigDict:
-    """Fixes the horizon, and holds the config against that of the work directory, which it writes at the first start."""
+    """Fixes the horizon, holds the config against that of the work directory, and writes it there."""
     config = config.copy_and_resolve_references()
     path = root / "config.json"
     if path.exists():
@@ -154,7 +163,7 @@ def _adopt(config: ConfigDict, root: epath.Path) -> ConfigDict:
             raise TrainingError(
                 f"{root} belongs to a run with another config (asked for != stored):\n  "
                 + "\n  ".join(differences)
-                + "\nUse another --workdir, or the stored values; steps, logging, evaluation, mesh and loader may change."
+                + "\nUse another --workdir, or the stored values; steps, log, evaluation, mesh and loader may change."
             )
     if config.horizon is None:
         config.horizon = config.steps
@@ -163,15 +172,17 @@ def _adopt(config: ConfigDict, root: epath.Path) -> ConfigDict:
         if jax.process_index() == 0:
             unfinished = root / "config.json.tmp"
             unfinished.write_text(configs.to_json(config))
-            unfinished.rename(path)
+            unfinished.replace(path)
     except OSError as error:
-        raise TrainingError(f"cannot write to the work directory {root}: {error.strerror}; choose another --workdir") from error
+        raise TrainingError(
+            f"cannot write to the work directory {root}: {error.strerror}; choose another --workdir"
+        ) from error
     return config
 
 
 def _may_change(difference: str) -> bool:
     path = difference.partition(":")[0].split(".")
-    return path[0] in MAY_CHANGE or path[0] == "data" and path[-1] in LOADER_MAY_CHANGE
+    return path[0] in MAY_CHANGE or (path[0] == "data" and path[-1] in LOADER_MAY_CHANGE)
 
 
 def _frozen(task: Any, run: Run, workdir: str, devices: Any) -> PyTree:
@@ -275,4 +286,3 @@ def _signals() -> Iterator[Any]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-

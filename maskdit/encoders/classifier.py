@@ -1,9 +1,11 @@
 """A small convolutional classifier with one head per label."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax import struct
 
 from maskdit.layers.conv import Conv, GroupNorm
@@ -26,25 +28,26 @@ class Classified:
 
 
 class ConvClassifier(nn.Module):
-    """Pre-activation residual network (He et al. 2016, arXiv 1603.05027) with group norm, so that it keeps no statistics.
+    """Residual stages (He et al. 2016, arXiv 1603.05027), each after the first at half the sides of the one before.
 
-    An overlapping patch convolution, then a stage for each width; each stage after the first halves the sides. Features
-    are the mean over all places of a last 1 x 1 convolution, normalised and cut at zero.
+    Features are a dense layer over the mean activities of all stages: early ones see colours and textures, late ones
+    what is shown. Branches are group-normed, so that no statistics are kept; the trunk is not, since absolute colours
+    tell styles apart.
 
     Attributes:
       classes: label name -> number of classes.
       stem: step of the first convolution in pixels; its window is twice as wide.
       widths: channels of the stages.
-      blocks: residual blocks in a stage.
+      blocks: residual blocks of the stages.
       features: width of the feature layer.
       groups: groups of the norms; must divide all widths.
-      dtype: precision of the products.
+      dtype: precision of the convolutions.
     """
 
     classes: Mapping[str, int]
-    stem: int = 4
-    widths: tuple[int, ...] = (64, 128)
-    blocks: int = 1
+    stem: int = 2
+    widths: tuple[int, ...] = (32, 64, 128)
+    blocks: tuple[int, ...] = (0, 1, 1)
     features: int = 64
     groups: int = 8
     dtype: str = "float32"
@@ -52,24 +55,25 @@ class ConvClassifier(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Classified:
         """Classifies images `[B, H, W, 3]` in [-1, 1]; sides are multiples of `stem * 2 ** (len(widths) - 1)`."""
-        pad = (self.stem // 2, self.stem - self.stem // 2)
-        stem = Conv(self.widths[0], 2 * self.stem, self.stem, pad, dtype=self.dtype, name="stem")
-        x = stem(images)  # [B, H/stem, W/stem, widths[0]]
-        for stage, width in enumerate(self.widths):
+        x, pooled = 1 - images, []  # white is zero: background and padding excite nothing
+        for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             if stage:
-                x = self._activated(x, f"norm_{stage}")
-                x = Conv(width, stride=2, dtype=self.dtype, name=f"down_{stage}")(x)
-            for block in range(self.blocks):
+                x = self._conv(width, f"down_{stage}", stride=2)(x)
+            else:
+                pad = (self.stem // 2, self.stem - self.stem // 2)
+                x = self._conv(width, "stem", kernel=2 * self.stem, stride=self.stem, padding=pad)(x)
+            for block in range(blocks):
                 h = x
                 for part in range(2):
-                    h = self._activated(h, f"norm_{stage}_{block}_{part}")
-                    h = Conv(width, dtype=self.dtype, name=f"conv_{stage}_{block}_{part}")(h)
+                    h = nn.relu(GroupNorm(self.groups, name=f"norm_{stage}_{block}_{part}")(h))
+                    h = self._conv(width, f"conv_{stage}_{block}_{part}")(h)
                 x = x + h
-        x = self._activated(x, "norm_last")
-        x = Conv(self.features, kernel=1, dtype=self.dtype, name="features")(x)
-        pooled = self._activated(x, "norm_features").mean((1, 2))  # [B, features]
-        logits = {name: Linear(count, name=f"head_{name}")(pooled) for name, count in self.classes.items()}
-        return Classified(logits=logits, features=pooled)
+            x = nn.relu(x)
+            pooled.append(x.mean((1, 2)))  # [B, width]
+        means = GroupNorm(1, name="norm_means")(jnp.concatenate(pooled, -1)[:, None, None])[:, 0, 0]
+        features = nn.relu(Linear(self.features, name="features")(means))
+        logits = {name: Linear(count, name=f"head_{name}")(features) for name, count in self.classes.items()}
+        return Classified(logits=logits, features=features)
 
-    def _activated(self, x: Array, name: str) -> Array:
-        return nn.relu(GroupNorm(self.groups, name=name)(x))
+    def _conv(self, width: int, name: str, **settings: Any) -> Conv:
+        return Conv(width, dtype=self.dtype, name=name, **settings)

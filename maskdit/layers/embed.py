@@ -13,7 +13,7 @@ from maskdit.layers.linear import Linear
 Array = jax.Array
 
 
-def sincos_2d(width: int, grid: tuple[int, int]) -> np.ndarray:
+def sincos_2d(width: int, grid: tuple[int, ...]) -> np.ndarray:
     """The fixed table of places, `[rows * columns, width]` float32 (MAE, He et al. 2022; as DiT uses it).
 
     The first half of the channels encodes the column of a token, the second half its row. Each half is the sine, then

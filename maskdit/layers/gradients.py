@@ -1,8 +1,8 @@
 """The switch between hand-written and plain gradients.
 
-A few layers (`linear`, `modulate`) carry a hand-written reverse-mode gradient because it is faster than the derived one.
-Such functions have no forward mode. Inside `plain_gradients()` the same layers are traced from plain operations, which
-`jax.jvp` can follow.
+A few layers (`linear`, `modulate`) carry a hand-written reverse-mode gradient because it is faster than the derived
+one. Such functions have no forward mode. Inside `plain_gradients()` the same layers are traced from plain operations,
+which `jax.jvp` can follow.
 """
 
 import contextlib

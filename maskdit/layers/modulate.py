@@ -28,7 +28,7 @@ def gate_add(x: Array, y: Array, gate: Array) -> Array:
 
 
 def token_sum(x: Array) -> Array:
-    """Sum over tokens, `[B, N, D]` to `[B, D]`, as a product with ones: matrix products are the fastest sums on a CPU."""
+    """Sum over tokens, `[B, N, D]` to `[B, D]`, as a product with ones, the fastest sum on a CPU."""
     ones = jnp.ones((x.shape[0], 1, x.shape[1]), x.dtype)
     return jnp.matmul(ones, x)[:, 0]
 

@@ -17,7 +17,7 @@ def patchify(x: Array, patch: int) -> Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, patch * patch * channels)
 
 
-def unpatchify(tokens: Array, grid: tuple[int, int], patch: int) -> Array:
+def unpatchify(tokens: Array, grid: tuple[int, ...], patch: int) -> Array:
     """The inverse of `patchify`: `[B, rows * columns, patch * patch * C]` to `[B, H, W, C]`."""
     batch, (rows, columns) = tokens.shape[0], grid
     tokens = tokens.reshape(batch, rows, columns, patch, patch, -1)

@@ -1,7 +1,8 @@
 """Runs the blocks of a network: unrolled, or equal neighbours under one `lax.scan`.
 
-Parameters are always stored per block (`blocks_0`, `blocks_1`, ...), so a checkpoint serves both ways of running. The scan
-compiles one block instead of all of them; unrolled is faster on a CPU and lets interceptors see every block by its path.
+Parameters are always stored per block (`blocks_0`, `blocks_1`, ...), so a checkpoint serves both ways of running. The
+scan compiles one block instead of all of them; unrolled is faster on a CPU, and lets interceptors see every block by
+its path.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "dots_all": jax.checkpoint_policies.dots_saveable,
 }
-"""What a block keeps for the backward pass, by name: everything, only its input, the products with weights, all products."""
+"""What a block keeps for the backward pass: everything, its input alone, products with weights, all products."""
 
 
 def run_stack(

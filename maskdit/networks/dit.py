@@ -4,6 +4,7 @@ Parameters (kernels are `[in, out]`): `patch_embed`, `time_embed.{fc1,fc2}`, `la
 `blocks_i.{modulation, attn.qkv, attn.proj, mlp.fc1, mlp.fc2}`, `final.{modulation, linear}`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -60,11 +61,13 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> tuple[Array, dict[str, Array]]:
-        """Tokens `[B, N, D]` and a condition `[B, C]` to tokens, and the inner values `attn` and `mlp` before their gates."""
+        """Maps tokens `[B, N, D]` under a condition `[B, C]`; also returns `attn` and `mlp`, before their gates."""
         width = x.shape[-1]
         parts = jnp.split(_modulation(6 * width, self.dtype)(nn.silu(c)), 6, axis=-1)  # 6 of [B, D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = parts
-        attn = SelfAttention(self.heads, self.dtype, self.attention, name="attn")(norm_modulate(x, shift_attn, scale_attn))
+        attn = SelfAttention(self.heads, self.dtype, self.attention, name="attn")(
+            norm_modulate(x, shift_attn, scale_attn)
+        )
         x = gate_add(x, attn, gate_attn)
         mlp = Mlp(int(width * self.mlp_ratio), self.dtype, name="mlp")(norm_modulate(x, shift_mlp, scale_mlp))
         return gate_add(x, mlp, gate_mlp), {"attn": attn, "mlp": mlp}
@@ -77,7 +80,7 @@ def _modulation(features: int, dtype: str) -> Linear:
 
 
 class Head(nn.Module):
-    """Adaptive layer norm and one product, both zero at the start: DiT's final layer, and MaskDiT's way into its decoder.
+    """Adaptive layer norm and one product, zero at the start: DiT's final layer, and MaskDiT's way into its decoder.
 
     Attributes:
       features: size of the output's last axis.
@@ -191,10 +194,11 @@ class DiT(nn.Module):
         tokens = embed_patches(x, self.patch, keep, self.width, self.dtype)  # [B, N or k, D]
         values["tokens"] = tokens
 
-        block = {"heads": self.heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype, "attention": self.attention}
-        blocks = [Block(**block, name=f"blocks_{i}") for i in range(self.depth)]
-        how = {"scan": self.scan, "remat": self.remat, "dtype": self.dtype, "taps": frozenset(taps)}
-        tokens, inner = run_stack(blocks, tokens, c, **how)
+        make = functools.partial(Block, self.heads, self.mlp_ratio, self.dtype, self.attention)
+        blocks = [make(name=f"blocks_{i}") for i in range(self.depth)]
+        tokens, inner = run_stack(
+            blocks, tokens, c, scan=self.scan, remat=self.remat, dtype=self.dtype, taps=frozenset(taps)
+        )
 
         features = self.patch**2 * self.channels * (2 if self.learn_variance else 1)
         tokens = Head(features, self.dtype, name="final")(tokens, c).astype(jnp.float32)
@@ -248,7 +252,7 @@ def embed_condition(
 
 
 def embed_patches(x: Array, patch: int, keep: Array | None, width: int, dtype: str) -> Array:
-    """Patches of `x`, of the tokens `keep` only where given, embedded with their places; called in a `compact` method."""
+    """Embeds patches of `x` with their places, only those of `keep` where given; called in a `compact` method."""
     grid = (x.shape[1] // patch, x.shape[2] // patch)
     patches, places = patchify(x, patch), jnp.asarray(sincos_2d(width, grid))  # [B, N, p*p*C], [N, D]
     if keep is not None:

@@ -3,6 +3,7 @@
 Parameters are DiT's, and `decoder_embed.{modulation, linear}`, `mask_token`, `decoder_blocks_i`.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
@@ -148,10 +149,9 @@ class MaskDiT(nn.Module):
     def _stack(
         self, name: str, depth: int, heads: int, tokens: Array, c: Array, taps: Sequence[str]
     ) -> tuple[Array, dict[str, Array]]:
-        block = {"heads": heads, "mlp_ratio": self.mlp_ratio, "dtype": self.dtype, "attention": self.attention}
-        blocks = [Block(**block, name=f"{name}_{i}") for i in range(depth)]
-        how = {"scan": self.scan, "remat": self.remat, "dtype": self.dtype, "taps": frozenset(taps)}
-        return run_stack(blocks, tokens, c, **how)
+        make = functools.partial(Block, heads, self.mlp_ratio, self.dtype, self.attention)
+        blocks = [make(name=f"{name}_{i}") for i in range(depth)]
+        return run_stack(blocks, tokens, c, scan=self.scan, remat=self.remat, dtype=self.dtype, taps=frozenset(taps))
 
     def _decoder_tokens(self, tokens: Array, c: Array, keep: Array | None) -> Array:
         """Encoder tokens `[B, k, D]` at their places among mask tokens: `[B, N, decoder width]`."""

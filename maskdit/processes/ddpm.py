@@ -23,7 +23,8 @@ def beta_schedule(kind: str, steps: int) -> np.ndarray:
     """The noise schedule beta_1 .. beta_T, float64.
 
     Args:
-      kind: `linear` (Ho et al.: 1e-4 to 0.02 for 1000 steps, scaled for others) or `cosine` (Nichol and Dhariwal, eq. 17).
+      kind: `linear` (Ho et al.: 1e-4 to 0.02 for 1000 steps, scaled for others) or `cosine` (Nichol and Dhariwal,
+        eq. 17).
       steps: T.
     """
     if kind == "linear":
@@ -56,16 +57,17 @@ def spaced(total: int, sections: int | tuple[int, ...], spacing: str | None = No
     if spacing is not None:
         raise ValueError(f"spacing is 'ddim' or None, got '{spacing}'")
     size, extra = divmod(total, len(counts))
-    kept, start = [], 0
+    kept: list[int] = []
+    start = 0
     for k, count in enumerate(counts):
         length = size + (k < extra)
         if count > length:
             raise ValueError(f"cannot keep {count} of {length} timesteps; the process has {total}")
-        stride = 1 if count == 1 else (length - 1) / (count - 1)
+        gap = (length - 1) / max(count - 1, 1)
         place = 0.0
         for _ in range(count):
             kept.append(start + round(place))
-            place += stride
+            place += gap
         start += length
     return tuple(kept)
 
@@ -131,8 +133,8 @@ class DDPM:
         return (alpha * xt - sigma * out if self.predicts == "v" else (xt - sigma * out) / alpha), prediction
 
     def loss(self, predict: Predict, z: Array, cond: Cond, draw: Draw, *, step: Array, plan: Plan) -> Loss:
-        """Mean squared error of what is predicted, plus the variational bound in bits per dimension where the variance is
-        learned (its gradient reaches the variance only).
+        """Mean squared error of what is predicted, plus the variational bound in bits per dimension where the
+        variance is learned (its gradient reaches the variance only).
 
         Draws: `t` (integers `[B]`), `noise` (normal, shaped like `z`), `mask` (uniform `[B, N]`, masked steps only).
         """
@@ -153,7 +155,7 @@ class DDPM:
         metrics = {"mse": mean(jnp.square(target - prediction.x.astype(z.dtype)))}
         if self.learned_variance:
             metrics["vb"] = mean(self.bound(z, xt, jax.lax.stop_gradient(x0), t, prediction.aux["variance"]))
-        value = sum(metrics.values())
+        value = sum(metrics.values(), jnp.zeros((rows,)))
         return Loss(
             value=value, weight=jnp.ones_like(value), metrics=metrics, groups=self._bins(t), prediction=prediction
         )
@@ -257,4 +259,3 @@ def _look_up(table: np.ndarray, index: Array) -> Array:
 
 def _rows(values: Array, like: Array) -> Array:
     return jnp.reshape(values, (-1,) + (1,) * (like.ndim - 1))
-

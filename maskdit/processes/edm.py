@@ -127,4 +127,3 @@ class EDM:
 
 def _rows(values: Array, like: Array) -> Array:
     return jnp.asarray(values, like.dtype).reshape((-1,) + (1,) * (like.ndim - 1))
-

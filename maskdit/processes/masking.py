@@ -1,4 +1,4 @@
-"""Masking patches in training: how many, which, and what the loss of a masked example is (MaskDiT, arXiv 2306.09305)."""
+"""Masking patches in training: how many, which, and the loss of a masked example (MaskDiT, arXiv 2306.09305)."""
 
 import dataclasses
 import math
@@ -93,8 +93,8 @@ def mean_where(values: jax.Array, chosen: jax.Array) -> jax.Array:
 def reconstruction(x0: jax.Array, xt: jax.Array, mask: jax.Array, layout: Layout) -> jax.Array:
     """MaskDiT's reconstruction term of each example, `[B]`.
 
-    The denoised patches at masked places are held against the noisy input there, normalised within each patch (mean, and
-    variance with divisor n - 1). Without a weight for the noise level.
+    The denoised patches at masked places are held against the noisy input there, normalised within each patch (mean,
+    and variance with divisor n - 1). Without a weight for the noise level.
 
     Args:
       x0: denoised estimate `[B, H, W, C]`.

@@ -52,7 +52,7 @@ class Ancestral:
         index = jnp.full((rows,), steps - 1 - i)
         mean, log = process.step_distribution(x0, state.x, index, prediction.aux.get("variance"))
         noise = state.draw.at(i).normal("noise", state.x.shape)
-        return state.replace(x=mean + (i < steps - 1) * jnp.exp(0.5 * log) * noise, x0=x0)
+        return dataclasses.replace(state, x=mean + (i < steps - 1) * jnp.exp(0.5 * log) * noise, x0=x0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class DDIM:
         x0, _ = process.denoise(predict, state.x, jnp.full((rows,), t), state.cond, at=at)
         x0 = jnp.clip(x0, -1, 1) if self.clip else x0
         noise = state.draw.at(i).normal("noise", state.x.shape) if self.eta else None
-        return state.replace(x=move(process, state.x, x0, t, following, self.eta, noise), x0=x0)
+        return dataclasses.replace(state, x=move(process, state.x, x0, t, following, self.eta, noise), x0=x0)
 
 
 def move(

@@ -16,14 +16,14 @@ from maskdit.samplers.sampling import At
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierFree:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): the second prediction is the network's own with
-    the condition dropped. Both are made in one pass over a doubled batch.
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): the second prediction is the network's own
+    with the condition dropped. Both are made in one pass over a doubled batch.
 
     Attributes:
       weight: 1 is no guidance.
       channels: how many of the first channels are guided; None for all. Published DiT results guide three.
-      interval: times (of the process; noise levels for EDM) within which guidance is on (Kynkaanniemi et al. 2024, arXiv
-        2404.07724); None for always.
+      interval: times (of the process; noise levels for EDM) within which guidance is on (Kynkaanniemi et al. 2024,
+        arXiv 2404.07724); None for always.
     """
 
     weight: float = 1.0

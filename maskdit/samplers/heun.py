@@ -60,7 +60,7 @@ class Heun:
         sigma, raised = grid[:-1], grid[:-1] * (1 + gamma * inside)
         scale = jnp.asarray(np.sqrt(raised**2 - sigma**2) * self.churn_noise, state.x.dtype)[i]
         noise = state.draw.at(i).normal("churn", state.x.shape)
-        return _solve(process, predict, state.replace(x=state.x + scale * noise), i, run, raised)
+        return _solve(process, predict, dataclasses.replace(state, x=state.x + scale * noise), i, run, raised)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,8 @@ class Euler:
         return _solve(process, predict, state, i, run)
 
 
-def _solve(
-    process: Any, predict: Predict, state: State, i: Any, run: Run, raised: np.ndarray | None = None
-) -> State:
-    """From time i (or the noise level that churn raised it to) to time i + 1; corrected where the run makes two calls."""
+def _solve(process: Any, predict: Predict, state: State, i: Any, run: Run, raised: np.ndarray | None = None) -> State:
+    """From time i (or the level that churn raised it to) to time i + 1; corrected where a step makes two calls."""
     grid = np.asarray(process.grid)
     alphas, levels = _levels(process, grid, state.x.dtype)
     start = levels if raised is None else jnp.asarray(raised, state.x.dtype)
@@ -111,7 +109,7 @@ def _solve(
     if run.calls == 2:
         corrected, x0 = slope(moved, jnp.asarray(grid)[i + 1], levels[i + 1], alphas[i + 1], i)
         moved = x + delta * (d + corrected) / 2
-    return state.replace(x=alphas[i + 1] * moved, x0=x0)
+    return dataclasses.replace(state, x=alphas[i + 1] * moved, x0=x0)
 
 
 def _levels(process: Any, grid: np.ndarray, dtype: Any) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
 """A whole sampling run: a list of stretches of equal steps, each one `lax.scan`.
 
-Code that watches or edits a run (trajectories, inpainting, streaming) uses `init`, `runs` and `step` of a sampler itself;
-`sample` is their plain composition.
+Code that watches or edits a run (trajectories, inpainting, streaming) uses `init`, `runs` and `step` of a sampler
+itself; `sample` is their plain composition.
 """
 
 import dataclasses

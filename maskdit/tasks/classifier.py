@@ -87,7 +87,7 @@ class Classifier:
     def loss(self, group: str, params: PyTree, ctx: Context) -> tuple[Loss, PyTree]:
         """Cross entropies of the batch's images, augmented.
 
-        Draws: `shift` (integers `[B, 2]`), `degrade` (uniform `[B]`), `level` (uniform `[B]`), `noise` (normal, latents).
+        Draws: `shift` (integers `[B, 2]`), `degrade` and `level` (uniform `[B]`), `noise` (normal, shaped as latents).
         """
         images = _floats(ctx.batch["image"])
         if self.shift:
@@ -103,8 +103,8 @@ class Classifier:
         loss = self._loss(params, images, ctx.batch, 0.0)
         if self.tokenizer is not None:
             degraded = self._loss(params, self._degraded(images, ctx.frozen, None), ctx.batch, 0.0).metrics
-            loss = loss.replace(metrics={**loss.metrics, **{f"degraded/{k}": v for k, v in degraded.items()}})
-        return loss.replace(weight=ctx.batch["weight"])
+            loss.metrics.update({f"degraded/{name}": right for name, right in degraded.items()})
+        return dataclasses.replace(loss, weight=ctx.batch["weight"])
 
     def plan(self, step: int) -> Plan:
         """All steps are alike."""
@@ -190,9 +190,8 @@ class ClassifierModel:
         for start in range(0, len(images), batch):
             # the last batch is filled up, so that one program serves all
             rows = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            said = jax.device_get(_classified(params, jax.device_put(images[rows]), network=self.task.network))
-            parts.append(jax.tree.map(lambda a, kept=len(images) - start: a[:kept], said))
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+            parts.append(jax.device_get(_classified(params, jax.device_put(images[rows]), network=self.task.network)))
+        return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
 
 
 @functools.partial(jax.jit, static_argnames=("network",))

@@ -64,7 +64,9 @@ class Generator:
         image = jnp.zeros((1, side, side, 3))
         variables = unboxed(jax.jit(self.tokenizer.init)(draw.init_key("tokenizer"), image))  # type: ignore[attr-defined]
         if jax.tree.leaves(variables):
-            _LOG.warning("the tokenizer %s has random weights: samples will show nothing", type(self.tokenizer).__name__)
+            _LOG.warning(
+                "the tokenizer %s has random weights: samples will show nothing", type(self.tokenizer).__name__
+            )
         return {"tokenizer": variables}
 
     def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]], frozen: PyTree) -> None:

@@ -29,6 +29,7 @@ class LinearPatches(nn.Module):
     whiten: float = 1.0
 
     def setup(self) -> None:
+        """Makes the parameters."""
         size = self.patch**2 * 3
         self.mean = self.param("mean", nn.initializers.zeros, (size,))
         self.basis = self.param("basis", nn.initializers.orthogonal(), (size, self.channels))

@@ -27,7 +27,8 @@ class Pixels(nn.Module):
 
     def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
         """Latents to images `[B, H, W, 3]`."""
-        return latents.values / self.scale  # type: ignore[operator]
+        assert latents.values is not None
+        return latents.values / self.scale
 
     def __call__(self, images: Array) -> Array:
         """Encodes and decodes."""

@@ -1,8 +1,8 @@
 """The host's memory allocator.
 
 A training step on a CPU allocates and frees the same hundreds of megabytes of activations each time. glibc serves large
-blocks by `mmap` and gives them back to the kernel when they are freed, so that every step pays for page faults and zeroed
-pages: between a tenth and a quarter of its CPU time.
+blocks by `mmap` and gives them back to the kernel when they are freed, so that every step pays for page faults and
+zeroed pages: between a tenth and a quarter of its CPU time.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ _SETTINGS = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, -1), (_TOP_PAD, 
 
 
 def keep_pages() -> bool:
-    """Tells the allocator to keep freed pages; call it before jax is imported, for threads that exist keep their arenas.
+    """Tells the allocator to keep freed pages; to be called before jax is imported, as threads keep their arenas.
 
     The process keeps its peak memory until it ends. Does nothing where the C library is not glibc.
 
@@ -23,4 +23,4 @@ def keep_pages() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return all([mallopt(parameter, value) == 1 for parameter, value in _SETTINGS])
+    return all(mallopt(parameter, value) == 1 for parameter, value in _SETTINGS)

@@ -1,15 +1,17 @@
 """Checkpoints: Orbax, asynchronous and atomic.
 
 A work directory holds `checkpoints/STEP/{params, ema, opt, task, meta}` and, written once, `frozen/`: the networks that
-sampling needs but that are not trained. A step directory appears under its name when it is complete and not before, so a
-process that dies while it saves leaves the one before usable.
+sampling needs but that are not trained. A step directory appears under its name when it is complete and not before,
+so a process that dies while it saves leaves the one before usable.
 """
 
 import dataclasses
 import importlib.metadata
 import json
+import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -23,7 +25,8 @@ from maskdit.contracts import PyTree
 from maskdit.training.optim import merge
 from maskdit.training.step import TrainState
 
-absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax reports each file that it opens
+absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax reports each file that it opens
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and a failed save fails in each of its tasks
 _ITEMS = ("params", "ema", "opt", "task")
 _LIBRARIES = ("maskdit", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -93,6 +96,7 @@ class Store:
         items = {"params": state.params, "ema": state.ema, "opt": state.opt, "task": state.task}
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         with self._saving(step):
+            self._check_space(sum(leaf.nbytes for leaf in jax.tree.leaves(items)))
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arguments), force=True)
 
     def wait(self) -> None:
@@ -114,8 +118,17 @@ class Store:
         return TrainState(step=number, **{name: found.get(name, items[name]) for name in _ITEMS})
 
     def close(self) -> None:
-        """Ends the background threads; nothing is waited for that `wait` did not."""
-        self._manager.close()
+        """Finishes and ends the background threads. What fails here `wait` has told already."""
+        with suppress(Exception):
+            self._manager.close()
+
+    def _check_space(self, needed: int) -> None:
+        """Refuses to begin what will not fit: a save that runs out of space half-way fails in many voices."""
+        if "://" in str(self._root):
+            return
+        free = shutil.disk_usage(self._root).free
+        if free < needed:
+            raise OSError(f"no space left: a checkpoint takes about {needed >> 20} MiB and {free >> 20} MiB are free")
 
     @contextmanager
     def _saving(self, step: int | None) -> Iterator[None]:
@@ -125,8 +138,8 @@ class Store:
             complete = [s for s in self._manager.all_steps() if s != step]
             kept = f"checkpoint {max(complete)} is complete" if complete else "no checkpoint is complete yet"
             raise CheckpointError(
-                f"could not save to {self._root}: {_first_line(error)}. {kept[0].upper()}{kept[1:]}; free some space, or "
-                "see to the directory, and run the same command again: it goes on from there"
+                f"could not save to {self._root}: {_first_line(error)}. {kept[0].upper()}{kept[1:]}; free some "
+                "space, or see to the directory, and run the same command again: it goes on from there"
             ) from error
 
 
@@ -155,7 +168,8 @@ def read(workdir: str, ema: str | None = "default", step: int | None = None) -> 
 
     Args:
       workdir: a work directory.
-      ema: `default` for the run's first average (raw weights where the run has none), its name, or None for raw weights.
+      ema: `default` for the run's first average (raw weights where the run has none), its name, or None for raw
+        weights.
       step: a kept step; None for the last.
 
     Raises:
@@ -211,7 +225,7 @@ def read_file(path: str) -> Stored:
 
 
 def _average(names: list[str], wanted: str | None, workdir: str) -> str | None:
-    if wanted is None or wanted == "default" and not names:
+    if wanted is None or (wanted == "default" and not names):
         return None
     if wanted == "default":
         return names[0]
@@ -227,7 +241,7 @@ def _read_params(manager: ocp.CheckpointManager, step: int, found: Any, average:
         ema = _abstract(found.ema.tree[average])
         restored = manager.restore(step, args=ocp.args.Composite(ema=_partial({average: ema})))
         ema = restored.ema[average]
-        if jax.tree.structure(ema) == jax.tree.structure(params):
+        if str(jax.tree.structure(ema)) == str(jax.tree.structure(params)):
             return ema
     raw = manager.restore(step, args=ocp.args.Composite(params=_partial(params))).params
     return raw if ema is None else merge(raw, ema)

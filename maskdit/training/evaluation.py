@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maskdit.contracts import Array, PyTree
+from maskdit.contracts import Array, Plan, PyTree
 from maskdit.draw import Draw
 from maskdit.tasks.task import Context, Task
 from maskdit.training.optim import merge
@@ -75,4 +75,4 @@ def _held_out(params: PyTree, frozen: PyTree, batch: dict[str, Array], key: Arra
     draw = Draw(jax.random.key(key[0])).named("held_out").at(key[1]).at(batch["row"])
     rows = {name: array for name, array in batch.items() if name != "row"}
     step = jax.numpy.zeros((), jax.numpy.int32)
-    return loss_metrics(task.held_out(params, Context(batch=rows, draw=draw, step=step, plan=None, frozen=frozen)))
+    return loss_metrics(task.held_out(params, Context(batch=rows, draw=draw, step=step, plan=Plan(), frozen=frozen)))

@@ -102,8 +102,7 @@ class Log:
 class RunLog:
     """The open log of a run, a context manager.
 
-    Metrics of a step are fetched from the device when the next one has been started, so that the device never waits for
-    the host; `flush` fetches at once.
+    A step's metrics are fetched when the next one has been started: the device never waits for the host.
     """
 
     def __init__(self, settings: Log, total: int, batch: int, writers: list[Writer], terminal: "Terminal | None"):

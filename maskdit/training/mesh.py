@@ -58,9 +58,10 @@ class MeshShape:
         if sizes.count(-1) == 1 and known > 0 and len(devices) % known == 0:
             sizes[sizes.index(-1)] = len(devices) // known
         if math.prod(sizes) != len(devices) or min(sizes) < 1:
+            asked = f"data={self.data}, fsdp={self.fsdp}, tensor={self.tensor}"
             raise ValueError(
-                f"a mesh of data={self.data}, fsdp={self.fsdp}, tensor={self.tensor} does not fit {len(devices)} devices: "
-                "the sizes must multiply to that number, and one of them may be -1"
+                f"a mesh of {asked} does not fit {len(devices)} devices:"
+                " the sizes must multiply to that number, and one of them may be -1"
             )
         return Mesh(np.array(devices).reshape(sizes), AXES)
 

@@ -153,5 +153,5 @@ def merge(params: PyTree, part: PyTree) -> PyTree:
     return traverse_util.unflatten_dict({**leaves, **traverse_util.flatten_dict(part)})
 
 
-def _ramp(update: Any, warmup: int) -> Array:
+def _ramp(update: Any, warmup: float) -> Array:
     return jnp.minimum(jnp.asarray(update, jnp.float32) / max(warmup, 1e-9), 1.0)

@@ -1,7 +1,6 @@
 """The top level of a training config."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from maskdit.training.checkpoint import Checkpoints
@@ -58,5 +57,3 @@ class Run:
             raise ValueError(f"a batch of {self.batch} does not divide into {self.microbatches} microbatches")
         if any(not 0 <= decay < 1 for decay in self.ema):
             raise ValueError(f"decays of averages lie in [0, 1), got {self.ema}")
-
-

@@ -92,16 +92,17 @@ def train_step(
     params, task_state, opt = state.params, state.task, dict(state.opt)
     draw = Draw(seed).named("train").at(state.step)
 
-    def context(rows: dict[str, Array], task_state: PyTree) -> Context:
+    def context(rows: tuple[dict[str, Array], dict[str, Any]], task_state: PyTree) -> Context:
+        arrays, earlier = rows
         return Context(
-            batch={name: array for name, array in rows.items() if name != "row"},
-            draw=draw.at(rows["row"]),
+            batch={name: array for name, array in arrays.items() if name != "row"},
+            draw=draw.at(arrays["row"]),
             step=state.step,
             plan=plan,
             state=task_state,
             ema=state.ema,
             frozen=frozen,
-            outputs=dict(outputs),
+            outputs=earlier,
         )
 
     for name in groups:
@@ -113,17 +114,17 @@ def train_step(
             sums = loss_metrics(loss)
             return sums["loss"][0], (sums, task_state, jax.lax.stop_gradient(loss.prediction))
 
-        grads, (sums, task_state, outputs[name]) = _accumulate(objective, selected, batch, task_state, microbatches)
+        grads, (sums, task_state, outputs[name]) = _accumulate(
+            objective, selected, (batch, dict(outputs)), task_state, microbatches
+        )
         grads = jax.tree.map(lambda grad, weight=sums["loss"][1]: grad / weight, grads)
         updates, opt[name] = group.optimizer.transform(task.horizon).update(grads, opt[name], selected)
         params = merge(params, optax.apply_updates(selected, updates))
         number = (state.step - group.start) // group.every + 1
         sums["lr"] = (group.optimizer.schedule.rate(number, task.horizon), jnp.ones(()))
-        sums["grad_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        sums["grad_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         metrics |= {f"{name}/{key}" if len(task.groups) > 1 else key: pair for key, pair in sums.items()}
-    state = TrainState(
-        step=state.step + 1, params=params, ema=_averages(state.ema, params), opt=opt, task=task_state
-    )
+    state = TrainState(step=state.step + 1, params=params, ema=_averages(state.ema, params), opt=opt, task=task_state)
     return state, metrics
 
 
@@ -139,17 +140,15 @@ def loss_metrics(loss: Loss) -> Metrics:
     return sums
 
 
-def _accumulate(
-    objective: Any, selected: Any, batch: dict[str, Array], task_state: PyTree, microbatches: int
-) -> tuple[Any, Any]:
+def _accumulate(objective: Any, selected: Any, rows: Any, task_state: PyTree, microbatches: int) -> tuple[Any, Any]:
     """Gradients and metrics summed over microbatches; the task's state goes through them in turn."""
     gradient = jax.grad(objective, has_aux=True)
     if microbatches == 1:
-        return gradient(selected, batch, task_state)
+        return gradient(selected, rows, task_state)
     # microbatch j takes the rows j, j + n, ...: each device keeps the rows it has
-    parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
+    parts = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), rows)
 
-    def body(carry: Any, rows: dict[str, Array]) -> tuple[Any, Any]:
+    def body(carry: Any, rows: Any) -> tuple[Any, Any]:
         total, task_state = carry
         grads, (sums, task_state, prediction) = gradient(selected, rows, task_state)
         return (jax.tree.map(jnp.add, total, grads), task_state), (sums, prediction)

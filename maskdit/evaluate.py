@@ -1,0 +1,173 @@
+"""`maskdit evaluate`: measures a trained model, prints a table and keeps the figures beside the model."""
+
+import dataclasses
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from maskdit.evals import labels
+from maskdit.model import load
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be made; the message says what can."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One measured quantity.
+
+    Attributes:
+      name: such as `labels/style`.
+      values: one for each seed.
+      beside: figures to read it against, by name, such as `chance`.
+    """
+
+    name: str
+    values: tuple[float, ...]
+    beside: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all metrics share.
+
+    Attributes:
+      num: images for each seed.
+      seeds: of sampling.
+      steps, guidance: of the sampler; None for the model's own.
+    """
+
+    num: int
+    seeds: tuple[int, ...]
+    steps: int | None
+    guidance: float | None
+
+
+def label_obedience(model: Any, settings: Settings) -> list[Figure]:
+    """The share of samples that show the label asked for, for each label; see `maskdit.evals.labels`."""
+    classifier = labels.shipped_classifier()
+    names = labels.judged(model, classifier)
+    made = [
+        labels.obeyed(model, classifier, settings.num, seed, steps=settings.steps, guidance=settings.guidance)
+        for seed in settings.seeds
+    ]
+    accuracy = labels.held_out_accuracy(classifier)
+    return [
+        Figure(
+            name=f"labels/{name}",
+            values=tuple(shares[name] for shares in made),
+            beside={"chance": 1 / len(model.vocabulary[name]), "classifier": accuracy[name]},
+        )
+        for name in names
+    ]
+
+
+METRICS: dict[str, Callable[[Any, Settings], list[Figure]]] = {"labels": label_obedience}
+"""What `--metrics` may name."""
+
+
+def evaluate(
+    workdir: str,
+    metrics: Sequence[str] = ("labels",),
+    num: int = 256,
+    seeds: Sequence[int] = (0,),
+    steps: int | None = None,
+    guidance: float | None = None,
+    ema: str | None = "default",
+    step: int | None = None,
+    trust: Iterable[str] = (),
+) -> dict[str, Any]:
+    """Measures a trained model, prints a table, and writes the figures to `evaluation.json` in its work directory.
+
+    Args:
+      workdir: the model's work directory, or a file written by `maskdit.save`, beside which the figures then go.
+      metrics: names out of `METRICS`.
+      num: images for each seed.
+      seeds: sampling seeds; each gives a figure.
+      steps, guidance: of the sampler; the model's own by default.
+      ema, step, trust: see `maskdit.load`.
+
+    Returns:
+      What was written: `metrics` (for each figure `values` by seed, their `mean`, and what to read it against), and
+      under which settings.
+
+    Raises:
+      EvaluationError: for an unknown metric, no seeds or no images.
+      LabelsError, ModelError, CheckpointError: for a model that cannot be measured so.
+    """
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown or not metrics:
+        raise EvaluationError(f"metrics are {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}")
+    if num < 1 or not seeds:
+        raise EvaluationError(f"an evaluation takes 1 or more images and seeds, got num={num} and {len(seeds)} seeds")
+    root, is_file = epath.Path(workdir), str(workdir).endswith(".npz")
+    model = load(workdir, ema=ema, step=step, trust=trust)
+    settings = Settings(num, tuple(int(seed) for seed in seeds), steps, guidance)
+    figures = [figure for name in metrics for figure in METRICS[name](model, settings)]
+    print(table(figures, settings))
+    record = {
+        "metrics": {f.name: {"values": f.values, "mean": float(np.mean(f.values)), **f.beside} for f in figures},
+        **_settings(model, settings),
+        "ema": None if is_file else _average(model, ema),
+        "step": _last_step(root) if step is None and not is_file else step,
+        "versions": {name: importlib.metadata.version(name) for name in ("maskdit", "jax", "flax")},
+    }
+    out = root.with_suffix(".evaluation.json") if is_file else root / "evaluation.json"
+    out.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def table(figures: Sequence[Figure], settings: Settings) -> str:
+    """The figures as text: a row for each, a column for each seed, the mean, and what to read it against.
+
+    Args:
+      figures: shares; shown in percent.
+      settings: under which they were measured.
+    """
+    beside = list(dict.fromkeys(name for figure in figures for name in figure.beside))
+    titles = [f"{settings.num} images", *(f"seed {seed}" for seed in settings.seeds), "mean", *beside]
+    rows = [
+        [f.name, *map(_percent, (*f.values, float(np.mean(f.values)), *(f.beside.get(name) for name in beside)))]
+        for f in figures
+    ]
+    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(titles))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (titles, *rows)
+    ]
+    if "classifier" in beside:
+        lines.append("classifier: its own accuracy on emoji that it was not trained on")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def _settings(model: Any, settings: Settings) -> dict[str, Any]:
+    """The settings as they were used, the model's own included."""
+    sampler, guidance = getattr(model, "sampler", None), getattr(model, "guidance", None)
+    return {
+        "num": settings.num,
+        "seeds": settings.seeds,
+        "sampler": type(sampler).__name__ if sampler is not None else None,
+        "steps": getattr(sampler, "steps", None) if settings.steps is None else settings.steps,
+        "guidance": getattr(guidance, "weight", None) if settings.guidance is None else settings.guidance,
+    }
+
+
+def _average(model: Any, ema: str | None) -> str | None:
+    return str(next(iter(model.config.ema), "none")) if ema == "default" else ema or "none"
+
+
+def _last_step(root: epath.Path) -> int | None:
+    steps = [int(path.name) for path in (root / "checkpoints").iterdir() if path.name.isdigit()]
+    return max(steps, default=None)

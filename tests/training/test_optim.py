@@ -1,0 +1,51 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from maskdit.training.optim import AdamW, Constant, Cosine, Group, InverseSqrt, merge, select
+
+
+def test_schedules_at_their_ends():
+    assert float(Constant(lr=2.0, warmup=10).rate(5, 100)) == pytest.approx(1.0)
+    cosine = Cosine(lr=2.0, warmup=10, final=0.1)
+    np.testing.assert_allclose(
+        [cosine.rate(n, 110) for n in (5, 10, 60, 110, 500)], [1.0, 2.0, 1.1, 0.2, 0.2], rtol=1e-5
+    )
+    falling = InverseSqrt(lr=1.0, warmup=10, decay_from=100)
+    np.testing.assert_allclose([falling.rate(n, 0) for n in (1, 10, 100, 400)], [0.1, 1, 1, 0.5], rtol=1e-6)
+
+
+def test_decay_spares_vectors_and_clip_bounds_the_gradient():
+    params = {"a": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    optimizer = AdamW(schedule=Constant(lr=0.1), weight_decay=0.5)
+    transform = optimizer.transform(10)
+    zeros = {"a": {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}}
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    np.testing.assert_allclose(updates["a"]["kernel"], -0.05)
+    np.testing.assert_array_equal(updates["a"]["bias"], 0)
+    clipped = AdamW(schedule=Constant(lr=1.0), clip=1.0, b1=0.0, b2=0.0, eps=1.0).transform(10)
+    updates, _ = clipped.update({"w": jnp.full(4, 50.0)}, clipped.init({"w": jnp.zeros(4)}), {"w": jnp.zeros(4)})
+    np.testing.assert_allclose(updates["w"], -0.5 / 1.5, rtol=1e-5)
+
+
+def test_select_and_merge_by_path():
+    params = {"net": {"in": {"w": 1}, "out": {"w": 2, "b": 3}}}
+    part = select(params, (r"out/",))
+    assert part == {"net": {"out": {"w": 2, "b": 3}}}
+    assert merge(params, {"net": {"out": {"b": 9}}}) == {"net": {"in": {"w": 1}, "out": {"w": 2, "b": 9}}}
+    with pytest.raises(ValueError, match="no parameter matches"):
+        select(params, ("decoder",))
+
+
+def test_groups_take_turns():
+    group = Group(every=3, start=2)
+    assert [step for step in range(10) if group.active(step)] == [2, 5, 8]
+
+
+def test_adamw_is_optax_adamw():
+    params, grads = {"w": jnp.array([[1.0, 2.0]])}, {"w": jnp.array([[0.3, -0.2]])}
+    ours, theirs = AdamW(Constant(0.01), weight_decay=0.1).transform(1), optax.adamw(0.01, weight_decay=0.1)
+    a, _ = ours.update(grads, ours.init(params), params)
+    b, _ = theirs.update(grads, theirs.init(params), params)
+    np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)
