@@ -238,10 +238,7 @@ def _evaluate(
     model = task.model({"params": params, "frozen": frozen}, run.data.vocabulary)
     if run.evaluation.images and hasattr(model, "sample"):
         model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance, config=config)
-        names = list(task.network.classes)
-        labels = evaluation.fixed_labels(run.data.vocabulary, names, run.evaluation.images)
-        made = model.sample(labels or None, count=run.evaluation.images, seed=run.seed)
-        images["samples"] = pictures.grid(made)
+        images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed)
         pictures.save_png(os.path.join(workdir, "samples.png"), images["samples"])
     return scalars, images
 

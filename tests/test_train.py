@@ -7,12 +7,15 @@ import subprocess
 import sys
 import textwrap
 
+import chex
 import jax
 import numpy as np
 import pytest
 
 from maskdit import config as configs
 from maskdit.model import load
+from maskdit.tokenizers.pixels import Pixels
+from maskdit.tokenizers.vae import VAE
 from maskdit.train import TrainingError, train
 from maskdit.training import checkpoint
 from maskdit.training.log import NotFiniteError, RunLog
@@ -25,8 +28,7 @@ def leaves(state):
 
 
 def assert_bitwise(left, right):
-    for a, b in zip(leaves(left), leaves(right), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(leaves(left), leaves(right))
 
 
 def records(workdir):
@@ -66,6 +68,22 @@ def test_loss_by_noise_level_and_rates_are_recorded(whole):
     assert {"loss", "grad_norm", "lr", "images_per_second", "data_wait", "replaced"} <= set(found[3])
     assert sum(name.startswith("loss/sigma_") for record in found for name in record) > 20
     assert "held_out/loss" in found[-1] and any(name.startswith("held_out/loss/sigma_") for name in found[-1])
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "size", "channels"),
+    [
+        (configs.spec(Pixels, scale=0.5), 8, 3),
+        (configs.spec(VAE, channels=(8, 8), groups=4, layers_per_block=1, latent_channels=4), 16, 4),
+    ],
+)
+def test_the_same_config_trains_on_any_tokenizer(tmp_path, tokenizer, size, channels):
+    config = tiny({"steps": 2, "data.size": size, "evaluation.images": 2, "held_out.size": size})
+    config.task.tokenizer = tokenizer
+    config.task.network.update(input_size=8, patch=2, channels=channels)
+    train(config, str(tmp_path))
+    assert load(str(tmp_path)).sample(count=2, steps=1).shape == (2, size, size, 3)
+    assert (tmp_path / "samples.png").is_file()
 
 
 @pytest.mark.slow
@@ -205,8 +223,10 @@ def test_full_disk_before_saving_tells_what_is_left(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_full_disk_while_saving_tells_what_is_left(tmp_path):
     """A limit on the size of files stands in for a disk that fills up after the first checkpoint."""
+    overrides = [f"--config.{k}={v}" for k, v in {**SMALL, "steps": 20, "log.every": 10}.items()]
+    arguments = ["train", "--config", "maskdit_emoji:smoke", "--workdir", str(tmp_path), *overrides]
     script = textwrap.dedent(
-        f"""
+        """
         import resource, signal, sys
         from maskdit import cli
         from maskdit.training import checkpoint
@@ -218,20 +238,10 @@ def test_full_disk_while_saving_tells_what_is_left(tmp_path):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
             save(self, state, meta)
         checkpoint.Store.save = full
-        sys.exit(cli.main({
-            [
-                "train",
-                "--config",
-                "maskdit_emoji:smoke",
-                "--workdir",
-                str(tmp_path),
-                "--config.steps=20",
-                *(f"--config.{k}={v}" for k, v in {**SMALL, "log.every": 10}.items()),
-            ]!r
-        }))
+        sys.exit(cli.main(sys.argv[1:]))
         """
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr[-2000:]
     assert "Checkpoint 5 is complete" in done.stderr and "same command" in done.stderr
     assert checkpoint.read(str(tmp_path)).meta["step"] == 5

@@ -6,6 +6,7 @@ import functools
 import math
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +146,7 @@ class DDPM:
         xt = alpha * z + sigma * noise
         keep = None if plan.keep is None else draw_kept(draw, rows, layout.tokens, plan.keep)
         x0, prediction = self.denoise(predict, xt, t, cond, keep=keep)
+        chex.assert_equal_shape([x0, z])
         target = {"eps": noise, "x0": z, "v": alpha * noise - sigma * z}[self.predicts]
 
         def mean(values: Array) -> Array:

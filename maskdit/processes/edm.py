@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import chex
 import jax.numpy as jnp
 import numpy as np
 
@@ -73,6 +74,7 @@ class EDM:
         xt = z + _rows(sigma, z) * draw.normal("noise", z.shape)
         keep = None if plan.keep is None else draw_kept(draw, rows, layout.tokens, plan.keep)
         x0, prediction = self.denoise(predict, xt, sigma, cond, keep=keep)
+        chex.assert_equal_shape([x0, z])
         error = _rows(self.weight(sigma), z) * jnp.square(x0 - z)
         metrics = {}
         if keep is None:

@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -160,6 +161,7 @@ def sample(
     for run in guided_runs(sampler, process, guidance):
         chosen = guidance.wrap(predict, weak) if run.guided else predict
         state = _scan(sampler, process, chosen, state, run)
+    chex.assert_shape(state.x, shape)
     return state.x
 
 

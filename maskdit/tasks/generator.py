@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -100,6 +101,7 @@ class Generator:
         Draws: `tokenizer`, `label_drop` (uniform `[B]`) and `process`, each with the draws of that part.
         """
         z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
+        chex.assert_shape(z, (None, *self.layout.shape))
         predict = bind(self.network, params["network"], train=True)
         cond = self.condition(ctx.batch)
         if self.label_drop and cond.labels:
@@ -124,7 +126,8 @@ class Generator:
 
     def model(self, variables: PyTree, vocabulary: Mapping[str, tuple[str, ...]]) -> GeneratorModel:
         """The generator with its tokenizer."""
-        return GeneratorModel(task=self, variables=variables, vocabulary=dict(vocabulary))
+        frozen = {"tokenizer": {}, **variables["frozen"]}  # a tokenizer without variables leaves nothing in a checkpoint
+        return GeneratorModel(task=self, variables={**variables, "frozen": frozen}, vocabulary=dict(vocabulary))
 
     def condition(self, batch: Mapping[str, Array]) -> Cond:
         """The labels of a batch that condition the network."""

