@@ -38,7 +38,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         input_size=8 if smoke else 32,
         channels=4,
         classes={"group": 8} if smoke else {"label": 1000},
-        learn_variance=True,
+        learned_variance=True,
         dtype="bfloat16",
         **(small if smoke else size(variant)),
     )

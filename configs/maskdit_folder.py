@@ -2,7 +2,7 @@
 
     maskdit train --config maskdit_folder:10 --workdir DIR --config.data.source.path=IMAGES
 
-The variant is the number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant
+The variant is a number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant
 for one GPU, or some patience on a CPU; a starting point to change. Ours: unverified.
 """
 
@@ -32,6 +32,8 @@ def get_config(variant: str = "0") -> ConfigDict:
     """The config for a number of classes, or `smoke`: a tiny network on unlabelled emoji."""
     smoke = variant == "smoke"
     count = 0 if smoke else int(variant)
+    if count < 0:
+        raise ValueError("a number of classes is 0 or more")
     network = spec(
         MaskDiT,
         input_size=8,

@@ -69,8 +69,8 @@ def bench(workload: str, rounds: int = 3, steps: int = 2) -> dict[str, Program]:
 
 
 def _c1() -> list[Program]:
-    network = DiT(**{**LATENT, **size("S/2")}, learn_variance=True)
-    return [_program("DiT-S/2", Generator(network, DDPM(), Pixels()), batch=8)]
+    network = DiT(**{**LATENT, **size("S/2")}, learned_variance=True)
+    return [_program("DiT-S/2", Generator(network, DDPM(learned_variance=True), Pixels()), batch=8)]
 
 
 def _c2() -> list[Program]:

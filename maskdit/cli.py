@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from absl import logging as absl_logging
+
 from maskdit import config as configs
 from maskdit.training.allocator import keep_pages
 
@@ -27,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
     keep_pages()
+    sys.path.insert(0, os.getcwd())  # configs and their classes are found as by `python -m`
     try:
         with _speaking():
             args.run(args, overrides)
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _speaking() -> Iterator[None]:
     """Lets the library's own lines through to standard error, as they are, above a progress bar where there is one."""
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax reports each file that it opens
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and a failed save fails in each of its tasks
     logger, handler = logging.getLogger("maskdit"), logging.lastResort
     assert handler is not None
     before = logger.level, logger.propagate, handler.level
@@ -80,7 +85,7 @@ def _sample(args: Any, overrides: list[tuple[str, str]]) -> None:
         batch=args.batch,
         sampler=args.sampler,
         weak=args.weak,
-        ema=_ema(args),
+        ema=args.ema,
         step=args.step,
         trust=args.trust,
     )
@@ -96,7 +101,7 @@ def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
         seeds=tuple(range(args.seeds)),
         steps=args.steps,
         guidance=args.guidance,
-        ema=_ema(args),
+        ema=args.ema,
         step=args.step,
         trust=args.trust,
     )
@@ -207,10 +212,6 @@ def _labels(text: str) -> dict[str, str]:
     if any(not equals for _, equals, _ in pairs):
         raise ValueError(f"--labels takes NAME=CLASS pairs with commas between, got '{text}'")
     return {name.strip(): value.strip() for name, _, value in pairs}
-
-
-def _ema(args: Any) -> str | None:
-    return None if args.ema == "none" else args.ema
 
 
 def _ours(error: Exception) -> bool:

@@ -286,10 +286,19 @@ def _get_config(path: str, variant: str) -> ConfigDict:
     if loaded is None or loaded.loader is None:
         raise ConfigError(f"'{path}' is not a Python file")
     module = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(module)
+    try:
+        loaded.loader.exec_module(module)
+    except ImportError as error:
+        raise ConfigError(f"'{path}' cannot be read: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"'{path}' defines no get_config(variant)")
-    return module.get_config(variant) if variant else module.get_config()
+    try:
+        return module.get_config(variant) if variant else module.get_config()
+    except (KeyError, ValueError) as error:
+        if isinstance(error, ConfigError) or not variant:
+            raise
+        said = (module.__doc__ or "").partition("Variants")[2].partition(".")[0]
+        raise ConfigError(f"'{path}' has no variant '{variant}'" + (f"; variants{said}" if said else "")) from error
 
 
 def _configs_dir() -> pathlib.Path:

@@ -7,12 +7,14 @@ form in which processes and samplers meet a network.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from maskdit.draw import Draw
 
 Array = jax.Array
 PyTree = Any
@@ -114,8 +116,8 @@ class Loss:
       weight: weight of each example, `[B]`.
       batch: scalar terms that belong to no example, by name.
       metrics: per-example figures to log by name, `[B]` each.
-      groups: by name, which examples belong to a group (a range of noise levels), `[B]` of 0 and 1; the mean of `value`
-        over each group is logged too.
+      bins: by name, which examples belong to a range of noise levels, `[B]` of 0 and 1; the mean of `value`
+        over each bin is logged too.
       prediction: the network's output, stripped of its gradient by whoever reuses it.
     """
 
@@ -123,7 +125,7 @@ class Loss:
     weight: Array
     batch: dict[str, Array] = struct.field(default_factory=dict)
     metrics: dict[str, Array] = struct.field(default_factory=dict)
-    groups: dict[str, Array] = struct.field(default_factory=dict)
+    bins: dict[str, Array] = struct.field(default_factory=dict)
     prediction: Prediction | None = None
 
 
@@ -136,26 +138,6 @@ class Plan:
     """
 
     keep: int | None = None
-
-
-class Draw(Protocol):
-    """A source of named random arrays; see `maskdit.draw`."""
-
-    def normal(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Standard normal numbers."""
-        ...
-
-    def uniform(self, name: str, shape: tuple[int, ...]) -> Array:
-        """Numbers uniform in [0, 1)."""
-        ...
-
-    def integers(self, name: str, shape: tuple[int, ...], low: int, high: int) -> Array:
-        """Integers uniform in [low, high)."""
-        ...
-
-    def at(self, index: Any) -> "Draw":
-        """The draw of an index (scalar) or of rows (vector)."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +160,62 @@ class Predict:
         return self.call(x, t, cond, **kw)
 
 
+class Network(Protocol):
+    """A linen module that processes train. Besides `__call__` and what is here, `describe` uses `macs(keep)`, the
+    multiply-adds of one example's forward pass."""
+
+    classes: Mapping[str, int]
+
+    @property
+    def layout(self) -> Layout:
+        """Its tokens."""
+        ...
+
+    def null(self, cond: Cond) -> Cond:
+        """The condition with everything dropped."""
+        ...
+
+    def __call__(
+        self,
+        x: Array,
+        t: Array,
+        cond: Cond,
+        *,
+        keep: Array | None = None,
+        taps: Sequence[str] = (),
+        draw: Draw | None = None,
+        train: bool = False,
+    ) -> Prediction:
+        """Predicts from inputs `[B, H, W, C]` at times `[B]`.
+
+        With `keep` `[B, k]` it processes only those tokens and returns `aux["mask"]` `[B, N]`, 1 where a token is
+        missing; `taps` names inner values to return; `draw` is for what is random inside, such as dropout.
+        """
+        ...
+
+
+class Tokenizer(Protocol):
+    """A linen module between images and latents. One with `fit(batches) -> variables` is fitted before step 0."""
+
+    @property
+    def latent(self) -> LatentSpec:
+        """Its latents."""
+        ...
+
+    def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
+        """Images `[B, H, W, 3]` in [-1, 1] to latents; `draw` samples a posterior where there is one."""
+        ...
+
+    def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
+        """Latents to images `[B, H, W, 3]`."""
+        ...
+
+
 def bind(network: Any, params: PyTree, *, train: bool = False) -> Predict:
     """Binds a network to its parameters.
 
     Args:
-      network: a linen module that follows the network contract (`null`, `layout`).
+      network: a linen module that follows `Network`.
       params: its parameters.
       train: whether dropout and the like are on.
     """

@@ -67,7 +67,7 @@ def _plan_rows(task: Any, run: Run) -> list[tuple[str, str]]:
 
 
 def _sampling_rows(task: Any, run: Run) -> list[tuple[str, str]]:
-    if run.sampler is None or not hasattr(task, "process"):
+    if run.sampler is None or not hasattr(task, "process") or not hasattr(task.network, "macs"):
         return []
     calls = network_calls(run.sampler, task.process, run.guidance)
     forward = 2 * task.network.macs()

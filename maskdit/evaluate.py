@@ -78,7 +78,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     guidance: float | None = None,
-    ema: str | None = "default",
+    ema: str = "default",
     step: int | None = None,
     trust: Iterable[str] = (),
 ) -> dict[str, Any]:
@@ -164,8 +164,8 @@ def _settings(model: Any, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _average(model: Any, ema: str | None) -> str | None:
-    return str(next(iter(model.config.ema), "none")) if ema == "default" else ema or "none"
+def _average(model: Any, ema: str) -> str:
+    return str(next(iter(model.config.ema), "none")) if ema == "default" else ema
 
 
 def _last_step(root: epath.Path) -> int | None:

@@ -26,12 +26,13 @@ class ModelError(ValueError):
     """A model that cannot do what it was asked for; the message says what it can."""
 
 
-def load(path: str, *, ema: str | None = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
+def load(path: str, *, ema: str = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
     """Loads a trained model from its work directory.
 
     Args:
       path: a work directory, local or `gs://`, or a file written by `save`.
-      ema: which average of the weights: `default` (the run's first), the name of another, or None for the raw weights.
+      ema: which average of the weights: `default` (the run's first), the name of another, or `none` for the raw
+        weights. A model file holds one set of weights.
       step: which kept checkpoint; None for the last.
       trust: packages besides `maskdit` whose classes the checkpoint's config may build.
 
@@ -42,7 +43,12 @@ def load(path: str, *, ema: str | None = "default", step: int | None = None, tru
       ModelError, CheckpointError: where there is no such checkpoint, average or step; the message names those there
         are.
     """
-    stored = checkpoint.read_file(path) if str(path).endswith(".npz") else checkpoint.read(path, ema=ema, step=step)
+    if str(path).endswith(".npz"):
+        if ema != "default" or step is not None:
+            raise ModelError(f"{path} holds one set of weights: ema and step choose among those of a work directory")
+        stored = checkpoint.read_file(path)
+    else:
+        stored = checkpoint.read(path, ema=ema, step=step)
     config = configs.from_json(stored.meta["config"])
     task = configs.build(on_this_device(config).task, trust, horizon=config.horizon)
     model = task.model(stored.variables, {k: tuple(v) for k, v in stored.meta["vocabulary"].items()})

@@ -22,7 +22,7 @@ def sample(
     count: int = 16,
     sampler: str | None = None,
     weak: str | None = None,
-    ema: str | None = "default",
+    ema: str = "default",
     step: int | None = None,
     trust: Iterable[str] = (),
     **settings: Any,
@@ -54,7 +54,7 @@ def sample(
     images = model.sample(
         chosen,
         count=count,
-        sampler=SAMPLERS[sampler]() if sampler else None,
+        sampler=SAMPLERS[sampler](steps=model.sampler.steps) if sampler and model.sampler else None,
         weak=load(weak, trust=trust) if weak else None,
         **settings,
     )

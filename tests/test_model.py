@@ -42,7 +42,7 @@ def test_random_labels_belong_to_the_number_of_the_image(model):
 def test_averages_and_steps_by_name(workdir, model):
     kernels = {
         name: np.asarray(maskdit.load(workdir, ema=name).variables["params"]["network"]["final"]["linear"]["kernel"])
-        for name in ("0.5", "0.9", None)
+        for name in ("0.5", "0.9", "none")
     }
     default = np.asarray(model.variables["params"]["network"]["final"]["linear"]["kernel"])
     np.testing.assert_array_equal(default, kernels["0.5"])

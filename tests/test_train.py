@@ -158,7 +158,7 @@ def test_loss_that_is_not_finite_stops_and_is_not_saved(tmp_path):
     wild |= {"task.groups.generator.optimizer.clip": None, "checkpoints.every": 1, "checkpoints.keep": 20}
     with pytest.raises(NotFiniteError, match=r"is (nan|inf)"):
         train(tiny(wild), str(tmp_path))
-    last = checkpoint.read(str(tmp_path), ema=None)
+    last = checkpoint.read(str(tmp_path), ema="none")
     recorded = records(tmp_path)
     assert last.meta["step"] <= recorded[-1]["step"] + 1 < 20
     assert np.isfinite(recorded[last.meta["step"] - 1]["loss"])

@@ -27,7 +27,7 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         mlp_ratio=config["mlp_ratio"],
         classes={LABEL: config["num_classes"]},
         label_null=config["class_dropout_prob"] > 0,
-        learn_variance=config["learn_sigma"],
+        learned_variance=config["learn_sigma"],
     )
 
 

@@ -43,7 +43,7 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         use_decoder=config["use_decoder"],
         mask_token=config.get("mae_loss_coef_at_construction", config["mae_loss_coef"]) > 0,
         classes={LABEL: config["num_classes"]} if config["num_classes"] else {},
-        learn_variance=config.get("learn_sigma", False),
+        learned_variance=config.get("learn_sigma", False),
     )
 
 

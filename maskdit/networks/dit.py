@@ -112,7 +112,7 @@ class DiT(nn.Module):
       mlp_ratio: hidden width of the perceptrons over the width.
       classes: label name -> number of classes; the embeddings of several are summed; empty for no condition.
       label_null: whether the tables have a row for the null label, whose id is the number of classes.
-      learn_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
+      learned_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
       attention: attention backend, see `maskdit.layers.attention`.
       scan: whether blocks run under one `lax.scan`: faster to compile; the same parameters and results.
       remat: what a block keeps for the backward pass, a name of `maskdit.layers.stack.REMAT`.
@@ -128,7 +128,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     classes: Mapping[str, int] = nn.FrozenDict()
     label_null: bool = True
-    learn_variance: bool = False
+    learned_variance: bool = False
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
@@ -157,7 +157,7 @@ class DiT(nn.Module):
     def macs(self, keep: int | None = None) -> int:
         """Multiply-adds of one example's forward pass with `keep` tokens, or all; embedding look-ups count nothing."""
         tokens, pixels, width = keep or self.layout.tokens, self.patch**2 * self.channels, self.width
-        ends = tokens * width * pixels * (2 + self.learn_variance)
+        ends = tokens * width * pixels * (2 + self.learned_variance)
         condition = TIME_FEATURES * width + width**2 + 2 * width**2
         return self.depth * block_macs(tokens, width, width, self.mlp_ratio) + ends + condition
 
@@ -200,7 +200,7 @@ class DiT(nn.Module):
             blocks, tokens, c, scan=self.scan, remat=self.remat, dtype=self.dtype, taps=frozenset(taps)
         )
 
-        features = self.patch**2 * self.channels * (2 if self.learn_variance else 1)
+        features = self.patch**2 * self.channels * (2 if self.learned_variance else 1)
         tokens = Head(features, self.dtype, name="final")(tokens, c).astype(jnp.float32)
         values |= inner | {"final": tokens}
         aux = {}

@@ -44,7 +44,7 @@ class MaskDiT(nn.Module):
       mask_token: whether the decoder has a learned token for removed places; without it they are zero.
       classes: label name -> number of classes; the embeddings of several are summed; empty for no condition. The null
         label, whose id is the number of classes, has the embedding zero.
-      learn_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
+      learned_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
       attention: attention backend, see `maskdit.layers.attention`.
       scan: whether blocks run under one `lax.scan`: faster to compile; the same parameters and results.
       remat: what a block keeps for the backward pass, a name of `maskdit.layers.stack.REMAT`.
@@ -64,7 +64,7 @@ class MaskDiT(nn.Module):
     use_decoder: bool = True
     mask_token: bool = True
     classes: Mapping[str, int] = nn.FrozenDict()
-    learn_variance: bool = False
+    learned_variance: bool = False
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
@@ -96,7 +96,7 @@ class MaskDiT(nn.Module):
             total += kept * width * self.decoder_width + 2 * width**2
             total += self.decoder_depth * block_macs(tokens, self.decoder_width, width, self.mlp_ratio)
         last_width, last_tokens = (self.decoder_width, tokens) if self.use_decoder else (width, kept)
-        return total + 2 * last_width * width + last_tokens * last_width * pixels * (1 + self.learn_variance)
+        return total + 2 * last_width * width + last_tokens * last_width * pixels * (1 + self.learned_variance)
 
     @nn.compact
     def __call__(
@@ -138,7 +138,7 @@ class MaskDiT(nn.Module):
             tokens, inner = self._stack("decoder_blocks", self.decoder_depth, self.decoder_heads, tokens, c, taps)
             values |= inner
 
-        features = self.patch**2 * self.channels * (2 if self.learn_variance else 1)
+        features = self.patch**2 * self.channels * (2 if self.learned_variance else 1)
         tokens = Head(features, self.dtype, name="final")(tokens, c).astype(jnp.float32)
         if keep is not None and not self.use_decoder:
             tokens = scatter_tokens(tokens, keep, jnp.zeros((x.shape[0], count, features), jnp.float32))

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Array, Cond, Draw, Loss, Plan, Predict, Prediction
-from maskdit.processes.masking import draw_kept, mean_where, patches
+from maskdit.layers.patch import patchify
+from maskdit.processes.masking import draw_kept, mean_where
 
 BETAS = ("linear", "cosine")
 TARGETS = ("eps", "x0", "v")
@@ -90,7 +91,7 @@ class DDPM:
     steps: int = 1000
     betas: str = "linear"
     predicts: str = "eps"
-    learned_variance: bool = True
+    learned_variance: bool = False
     fixed_variance: str = "large"
     grid: tuple[int, ...] = ()
 
@@ -152,14 +153,14 @@ class DDPM:
         def mean(values: Array) -> Array:
             if keep is None:
                 return values.mean(tuple(range(1, z.ndim)))
-            return mean_where(patches(values, layout).mean(-1), 1 - prediction.aux["mask"])
+            return mean_where(patchify(values, layout.patch).mean(-1), 1 - prediction.aux["mask"])
 
         metrics = {"mse": mean(jnp.square(target - prediction.x.astype(z.dtype)))}
         if self.learned_variance:
             metrics["vb"] = mean(self.bound(z, xt, jax.lax.stop_gradient(x0), t, prediction.aux["variance"]))
         value = sum(metrics.values(), jnp.zeros((rows,)))
         return Loss(
-            value=value, weight=jnp.ones_like(value), metrics=metrics, groups=self._bins(t), prediction=prediction
+            value=value, weight=jnp.ones_like(value), metrics=metrics, bins=self._bins(t), prediction=prediction
         )
 
     def bound(self, x0: Array, xt: Array, estimate: Array, t: Array, variance: Array) -> Array:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Array, Cond, Draw, Loss, Plan, Predict, Prediction
-from maskdit.processes.masking import draw_kept, mean_where, patches, reconstruction
+from maskdit.layers.patch import patchify
+from maskdit.processes.masking import draw_kept, mean_where, reconstruction
 from maskdit.processes.times import LogNormal
 
 
@@ -81,12 +82,12 @@ class EDM:
             value = error.mean(tuple(range(1, z.ndim)))
         else:
             mask = prediction.aux["mask"]  # [B, N], 1 = masked
-            value = metrics["denoising"] = mean_where(patches(error, layout).mean(-1), 1 - mask)
+            value = metrics["denoising"] = mean_where(patchify(error, layout.patch).mean(-1), 1 - mask)
             if self.reconstruction_weight:
                 metrics["reconstruction"] = reconstruction(x0, xt, mask, layout)
                 value = value + self.reconstruction_weight * metrics["reconstruction"]
         return Loss(
-            value=value, weight=jnp.ones_like(value), metrics=metrics, groups=self._bins(sigma), prediction=prediction
+            value=value, weight=jnp.ones_like(value), metrics=metrics, bins=self._bins(sigma), prediction=prediction
         )
 
     def _bins(self, sigma: Array) -> dict[str, Array]:

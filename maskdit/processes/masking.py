@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from maskdit.contracts import Draw, Layout
+from maskdit.layers.patch import patchify
 
 
 def mask_ratio(kind: str, progress: float, ratio: float, minimum: float = 0.0) -> float:
@@ -78,13 +79,6 @@ def draw_kept(draw: Draw, rows: int, tokens: int, keep: int) -> jax.Array:
     return jnp.argsort(draw.uniform("mask", (rows, tokens)), axis=1)[:, :keep]
 
 
-def patches(x: jax.Array, layout: Layout) -> jax.Array:
-    """Cuts `[B, H, W, C]` into tokens `[B, N, p*p*C]`, channel fastest."""
-    (rows, columns), p = layout.grid, layout.patch
-    x = x.reshape(x.shape[0], rows, p, columns, p, x.shape[-1])  # [B, h, p, w, p, C]
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * columns, -1)  # [B, N, p*p*C]
-
-
 def mean_where(values: jax.Array, chosen: jax.Array) -> jax.Array:
     """Mean of `values` `[B, N]` over the tokens where `chosen` `[B, N]` is 1, for each example: `[B]`."""
     return (values * chosen).sum(1) / jnp.maximum(chosen.sum(1), 1)
@@ -102,7 +96,7 @@ def reconstruction(x0: jax.Array, xt: jax.Array, mask: jax.Array, layout: Layout
       mask: 1 where a token was masked, `[B, N]`.
       layout: the network's tokens.
     """
-    target = patches(xt, layout)
+    target = patchify(xt, layout.patch)
     mean = target.mean(-1, keepdims=True)
     target = (target - mean) / jnp.sqrt(target.var(-1, keepdims=True, ddof=1) + 1e-6)
-    return mean_where(jnp.square(patches(x0, layout) - target).mean(-1), mask)
+    return mean_where(jnp.square(patchify(x0, layout.patch) - target).mean(-1), mask)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Array, Cond, Draw, Predict
-from maskdit.samplers.sampling import At, Run, State, first_state
+from maskdit.samplers.sampling import At, State, Stretch, first_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Ancestral:
         """The timesteps that a run visits."""
         return process.times(self.steps, self.spacing)
 
-    def runs(self, process: Any) -> tuple[Run, ...]:
+    def runs(self, process: Any) -> tuple[Stretch, ...]:
         """One run.
 
         Raises:
@@ -37,13 +37,13 @@ class Ancestral:
         """
         if not hasattr(process, "step_distribution"):
             raise ValueError(f"ancestral sampling needs a DDPM process, got {type(process).__name__}: use Heun or DDIM")
-        return (Run(0, len(process.grid) - 1, calls=1),)
+        return (Stretch(0, len(process.grid) - 1, calls=1),)
 
     def init(self, process: Any, predict: Predict, draw: Draw, shape: tuple[int, ...], cond: Cond) -> State:
         """The first state. Draws: `prior` (normal)."""
         return first_state(process, draw, shape, cond)
 
-    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Run) -> State:
+    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Stretch) -> State:
         """One step. Draws, from `draw.at(i)`: `noise` (normal), not added in the last step."""
         steps, rows = len(process.grid) - 1, state.x.shape[0]
         t = jnp.asarray(process.grid)[i]
@@ -75,15 +75,15 @@ class DDIM:
         """The times that a run visits."""
         return process.times(self.steps, self.spacing)
 
-    def runs(self, process: Any) -> tuple[Run, ...]:
+    def runs(self, process: Any) -> tuple[Stretch, ...]:
         """One run."""
-        return (Run(0, len(process.grid) - 1, calls=1),)
+        return (Stretch(0, len(process.grid) - 1, calls=1),)
 
     def init(self, process: Any, predict: Predict, draw: Draw, shape: tuple[int, ...], cond: Cond) -> State:
         """The first state. Draws: `prior` (normal)."""
         return first_state(process, draw, shape, cond)
 
-    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Run) -> State:
+    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Stretch) -> State:
         """One step. Draws, from `draw.at(i)`: `noise` (normal), with eta only."""
         grid, rows = np.asarray(process.grid), state.x.shape[0]
         t, following = jnp.asarray(grid)[i], jnp.asarray(grid)[i + 1]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Array, Cond, Draw, Predict
-from maskdit.samplers.sampling import At, Run, State, first_state
+from maskdit.samplers.sampling import At, State, Stretch, first_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Heun:
         """The times that a run visits."""
         return process.times(self.steps)
 
-    def runs(self, process: Any) -> tuple[Run, ...]:
+    def runs(self, process: Any) -> tuple[Stretch, ...]:
         """All steps but the last with a correction, the last without.
 
         Raises:
@@ -44,13 +44,13 @@ class Heun:
         if self.churn and not hasattr(process, "time_of"):
             raise ValueError(f"churn moves between noise levels, which {type(process).__name__} cannot: set churn=0")
         steps = len(process.grid) - 1
-        return (*((Run(0, steps - 1, calls=2),) if steps > 1 else ()), Run(steps - 1, steps, calls=1))
+        return (*((Stretch(0, steps - 1, calls=2),) if steps > 1 else ()), Stretch(steps - 1, steps, calls=1))
 
     def init(self, process: Any, predict: Predict, draw: Draw, shape: tuple[int, ...], cond: Cond) -> State:
         """The first state. Draws: `prior` (normal)."""
         return first_state(process, draw, shape, cond)
 
-    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Run) -> State:
+    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Stretch) -> State:
         """One step. Draws, from `draw.at(i)`: `churn` (normal), with churn only."""
         if not self.churn:
             return _solve(process, predict, state, i, run)
@@ -77,20 +77,22 @@ class Euler:
         """The times that a run visits."""
         return process.times(self.steps)
 
-    def runs(self, process: Any) -> tuple[Run, ...]:
+    def runs(self, process: Any) -> tuple[Stretch, ...]:
         """One run."""
-        return (Run(0, len(process.grid) - 1, calls=1),)
+        return (Stretch(0, len(process.grid) - 1, calls=1),)
 
     def init(self, process: Any, predict: Predict, draw: Draw, shape: tuple[int, ...], cond: Cond) -> State:
         """The first state. Draws: `prior` (normal)."""
         return first_state(process, draw, shape, cond)
 
-    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Run) -> State:
+    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Stretch) -> State:
         """One step."""
         return _solve(process, predict, state, i, run)
 
 
-def _solve(process: Any, predict: Predict, state: State, i: Any, run: Run, raised: np.ndarray | None = None) -> State:
+def _solve(
+    process: Any, predict: Predict, state: State, i: Any, run: Stretch, raised: np.ndarray | None = None
+) -> State:
     """From time i (or the level that churn raised it to) to time i + 1; corrected where a step makes two calls."""
     grid = np.asarray(process.grid)
     alphas, levels = _levels(process, grid, state.x.dtype)

@@ -42,7 +42,7 @@ class At(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class Stretch:
     """A stretch of steps with equal shapes and static choices.
 
     Attributes:
@@ -95,7 +95,7 @@ class Sampler(Protocol):
         """The times that a run visits."""
         ...
 
-    def runs(self, process: Any) -> tuple[Run, ...]:
+    def runs(self, process: Any) -> tuple[Stretch, ...]:
         """The run's stretches, for a process that was respaced to `grid`."""
         ...
 
@@ -103,7 +103,7 @@ class Sampler(Protocol):
         """The first state."""
         ...
 
-    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Run) -> State:
+    def step(self, process: Any, predict: Predict, state: State, i: Any, run: Stretch) -> State:
         """The state after step i, which belongs to `run`."""
         ...
 
@@ -114,9 +114,9 @@ def first_state(process: Any, draw: Draw, shape: tuple[int, ...], cond: Cond) ->
     return State(x=x, x0=jnp.zeros_like(x), cond=cond, draw=draw)
 
 
-def guided_runs(sampler: Sampler, process: Any, guidance: Any) -> tuple[Run, ...]:
+def guided_runs(sampler: Sampler, process: Any, guidance: Any) -> tuple[Stretch, ...]:
     """A sampler's runs, cut where guidance goes on or off, so that no second pass is made where its weight is nil."""
-    runs: list[Run] = []
+    runs: list[Stretch] = []
     steps = len(process.grid) - 1
     for run in sampler.runs(process):
         for i in range(run.start, run.stop):
@@ -171,7 +171,7 @@ def network_calls(sampler: Sampler, process: Any, guidance: Any = None) -> int:
     return sum((run.stop - run.start) * run.calls * (1 + run.guided) for run in guided_runs(sampler, process, guidance))
 
 
-def _scan(sampler: Sampler, process: Any, predict: Callable[..., Any], state: State, run: Run) -> State:
+def _scan(sampler: Sampler, process: Any, predict: Callable[..., Any], state: State, run: Stretch) -> State:
     def body(state: State, i: Array) -> tuple[State, None]:
         return sampler.step(process, predict, state, i, run), None  # type: ignore[arg-type]
 

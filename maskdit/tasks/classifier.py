@@ -60,7 +60,7 @@ class Classifier:
     def init(self, draw: Draw, batch: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
         """The network's parameters; the task has no state. Draws: `network`."""
         images = jnp.zeros((1, *batch["image"].shape[1:]))
-        return {"network": self.network.init(draw.init_key("network"), images)["params"]}, {}  # type: ignore[attr-defined]
+        return {"network": self.network.init(draw.init_key("network"), images)["params"]}, {}
 
     def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
         """The tokenizer's variables, fitted to the training images; nothing without a tokenizer."""

@@ -54,7 +54,7 @@ class Generator:
         """The network's parameters (with axis names); the task has no state. Draws: `network`."""
         x = jnp.zeros((1, *self.layout.shape))
         cond = Cond(labels={name: jnp.zeros((1,), jnp.int32) for name in self.network.classes})
-        variables = self.network.init(draw.init_key("network"), x, jnp.ones((1,)), cond)  # type: ignore[attr-defined]
+        variables = self.network.init(draw.init_key("network"), x, jnp.ones((1,)), cond)
         return {"network": variables["params"]}, {}
 
     def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
@@ -63,7 +63,7 @@ class Generator:
             return {"tokenizer": self.tokenizer.fit(images())}
         side = self.layout.shape[0] * self.tokenizer.latent.downsample
         image = jnp.zeros((1, side, side, 3))
-        variables = unboxed(jax.jit(self.tokenizer.init)(draw.init_key("tokenizer"), image))  # type: ignore[attr-defined]
+        variables = unboxed(jax.jit(self.tokenizer.init)(draw.init_key("tokenizer"), image))
         if jax.tree.leaves(variables):
             _LOG.warning(
                 "the tokenizer %s has random weights: samples will show nothing", type(self.tokenizer).__name__
@@ -87,6 +87,11 @@ class Generator:
                     f"label '{name}' has {len(vocabulary[name])} classes in the data and {count} in the network: "
                     f"set task.network.classes.{name}={len(vocabulary[name])}"
                 )
+        if getattr(self.process, "learned_variance", False) and not getattr(self.network, "learned_variance", False):
+            raise ValueError(
+                "the process learns variances and the network gives none: set both task.process.learned_variance and "
+                "task.network.learned_variance, or neither"
+            )
         images = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), jnp.uint8)
         z = jax.eval_shape(self._encode, images, frozen)
         if z.shape[1:] != self.layout.shape:
@@ -107,14 +112,14 @@ class Generator:
         if self.label_drop and cond.labels:
             drop = ctx.draw.uniform("label_drop", (z.shape[0],)) < self.label_drop
             cond = dropped(cond, predict.null(cond), drop)
-        process_draw = ctx.draw.named("process")  # type: ignore[attr-defined]
+        process_draw = ctx.draw.named("process")
         return self.process.loss(predict, z, cond, process_draw, step=ctx.step, plan=ctx.plan), ctx.state
 
     def held_out(self, params: PyTree, ctx: Context) -> Loss:
         """The unmasked loss with all labels. Draws: `tokenizer`, `process`."""
         z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
         predict = bind(self.network, params["network"])
-        process_draw = ctx.draw.named("process")  # type: ignore[attr-defined]
+        process_draw = ctx.draw.named("process")
         loss = self.process.loss(predict, z, self.condition(ctx.batch), process_draw, step=ctx.step, plan=Plan())
         return loss.replace(weight=loss.weight * ctx.batch["weight"])
 
@@ -126,7 +131,10 @@ class Generator:
 
     def model(self, variables: PyTree, vocabulary: Mapping[str, tuple[str, ...]]) -> GeneratorModel:
         """The generator with its tokenizer."""
-        frozen = {"tokenizer": {}, **variables["frozen"]}  # a tokenizer without variables leaves nothing in a checkpoint
+        frozen = {
+            "tokenizer": {},
+            **variables["frozen"],
+        }  # a tokenizer without variables leaves nothing in a checkpoint
         return GeneratorModel(task=self, variables={**variables, "frozen": frozen}, vocabulary=dict(vocabulary))
 
     def condition(self, batch: Mapping[str, Array]) -> Cond:
@@ -134,6 +142,6 @@ class Generator:
         return Cond(labels={name: batch[name] for name in self.network.classes})
 
     def _encode(self, images: Array, frozen: PyTree, draw: Draw | None = None) -> Array:
-        draw = draw and draw.named("tokenizer")  # type: ignore[attr-defined]
+        draw = draw and draw.named("tokenizer")
         x = images.astype(jnp.float32) / 127.5 - 1
         return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method="encode").values

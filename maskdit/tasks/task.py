@@ -1,5 +1,6 @@
 """What the loop knows of a task."""
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -81,10 +82,19 @@ def plans(task: Task, steps: int) -> dict[tuple[Plan, tuple[str, ...]], int]:
     Raises:
       ValueError: where there are more than 32: each is a program to be compiled.
     """
-    first: dict[tuple[Plan, tuple[str, ...]], int] = {}
-    for step in range(steps):
-        key = (task.plan(step), active_groups(task, step))
-        first.setdefault(key, step)
+
+    def key(step: int) -> tuple[Plan, tuple[str, ...]]:
+        return task.plan(step), active_groups(task, step)
+
+    # plans change rarely, so steps between two looks that agree are not looked at; groups that take turns do so early
+    looks = sorted({*range(min(steps, 64)), *range(0, steps, max(steps // 1000, 1)), steps - 1})
+    first = {key(looks[0]): looks[0]}
+    for before, after in itertools.pairwise(looks):
+        low, high = before, after
+        while key(after) not in first and high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if key(middle) in first else (low, middle)
+        first.setdefault(key(high), high)
         if len(first) > 32:
             raise ValueError("this schedule needs more than 32 compiled programs: round it to fewer values")
     return first

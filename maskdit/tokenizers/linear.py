@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Array, Draw, Latents, LatentSpec
+from maskdit.layers.patch import patchify, unpatchify
 
 
 class LinearPatches(nn.Module):
@@ -43,18 +44,17 @@ class LinearPatches(nn.Module):
     def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
         """Images `[B, H, W, 3]` in [-1, 1] to latents `[B, H/p, W/p, c]`."""
         b, h, w, _ = images.shape
-        p = self.patch
-        cut = images.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        cut = cut.reshape(b, h // p, w // p, p * p * 3)  # [B, H/p, W/p, p*p*3]
-        return Latents(values=(cut - self.mean) @ self.basis * self.factor)
+        cut = patchify(images, self.patch)  # [B, N, p*p*3]
+        z = (cut - self.mean) @ self.basis * self.factor
+        return Latents(values=z.reshape(b, h // self.patch, w // self.patch, self.channels))
 
     def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
         """Latents `[B, h, w, c]` to images `[B, h*p, w*p, 3]`."""
-        values, p = latents.values, self.patch
+        values = latents.values
         assert values is not None
-        b, h, w, _ = values.shape
-        cut = (values / self.factor) @ self.basis.T + self.mean
-        return cut.reshape(b, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, 3)
+        b, h, w, c = values.shape
+        cut = (values.reshape(b, h * w, c) / self.factor) @ self.basis.T + self.mean  # [B, N, p*p*3]
+        return unpatchify(cut, (h, w), self.patch)
 
     def __call__(self, images: Array) -> Array:
         """Encodes and decodes."""
@@ -76,9 +76,7 @@ class LinearPatches(nn.Module):
             raise ValueError(f"a {p} x {p} patch has {size} numbers, fewer than channels={self.channels}")
         count, total, outer = 0, np.zeros(size), np.zeros((size, size))
         for images in batches:
-            b, h, w, _ = images.shape
-            cut = images.reshape(b, h // p, p, w // p, p, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, size)
-            cut = cut.astype(np.float64) / 127.5 - 1
+            cut = np.asarray(patchify(jnp.asarray(images), p)).reshape(-1, size).astype(np.float64) / 127.5 - 1
             count, total, outer = count + len(cut), total + cut.sum(0), outer + cut.T @ cut
         if count == 0:
             raise ValueError("there are no images to fit the linear tokenizer to")

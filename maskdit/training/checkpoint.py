@@ -8,7 +8,6 @@ so a process that dies while it saves leaves the one before usable.
 import dataclasses
 import importlib.metadata
 import json
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 from flax import traverse_util
 
@@ -25,8 +23,6 @@ from maskdit.contracts import PyTree
 from maskdit.training.optim import merge
 from maskdit.training.step import TrainState
 
-absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax reports each file that it opens
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and a failed save fails in each of its tasks
 _ITEMS = ("params", "ema", "opt", "task")
 _LIBRARIES = ("maskdit", "jax", "flax", "optax", "orbax-checkpoint", "grain")
 
@@ -163,13 +159,13 @@ def read_frozen(workdir: str) -> PyTree | None:
         return checkpointer.restore(path.absolute(), abstract)
 
 
-def read(workdir: str, ema: str | None = "default", step: int | None = None) -> Stored:
+def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
     """Reads what sampling needs; the optimizer's state stays on disk.
 
     Args:
       workdir: a work directory.
-      ema: `default` for the run's first average (raw weights where the run has none), its name, or None for raw
-        weights.
+      ema: `default` for the run's first average (raw weights where the run has none), its name, or `none` for the
+        raw weights.
       step: a kept step; None for the last.
 
     Raises:
@@ -224,8 +220,8 @@ def read_file(path: str) -> Stored:
     return Stored(jax.device_put({"params": {}, "frozen": {}, **variables}), meta)
 
 
-def _average(names: list[str], wanted: str | None, workdir: str) -> str | None:
-    if wanted is None or (wanted == "default" and not names):
+def _average(names: list[str], wanted: str, workdir: str) -> str | None:
+    if wanted == "none" or (wanted == "default" and not names):
         return None
     if wanted == "default":
         return names[0]

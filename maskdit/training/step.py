@@ -130,8 +130,8 @@ def train_step(
 
 
 def loss_metrics(loss: Loss) -> Metrics:
-    """A loss as (weighted sum, sum of weights) pairs: `loss`, its named parts, and `loss/GROUP` for each group."""
-    per_example = [loss.value, loss.weight, *loss.metrics.values(), *loss.groups.values()]
+    """A loss as (weighted sum, sum of weights) pairs: `loss`, its named parts, and `loss/BIN` for each bin."""
+    per_example = [loss.value, loss.weight, *loss.metrics.values(), *loss.bins.values()]
     chex.assert_rank(per_example, 1)
     chex.assert_equal_shape(per_example)
     weight, total = loss.weight, loss.weight.sum()
@@ -139,7 +139,7 @@ def loss_metrics(loss: Loss) -> Metrics:
     sums = {"loss": (value + total * sum(loss.batch.values(), jnp.zeros(())), total)}
     sums |= {name: ((weight * part).sum(), total) for name, part in loss.metrics.items()}
     sums |= {name: (total * term, total) for name, term in loss.batch.items()}
-    for name, member in loss.groups.items():
+    for name, member in loss.bins.items():
         sums[f"loss/{name}"] = ((member * weight * loss.value).sum(), (member * weight).sum())
     return sums
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from maskdit.contracts import Cond, Plan, Predict, bind
 from maskdit.interop import maskdit as interop
+from maskdit.layers.patch import patchify
 from maskdit.processes.edm import EDM
-from maskdit.processes.masking import MaskSchedule, draw_kept, mask_ratio, patches, reconstruction
+from maskdit.processes.masking import MaskSchedule, draw_kept, mask_ratio, reconstruction
 from maskdit.processes.times import LogNormal
 from maskdit.samplers.guidance import ClassifierFree
 from maskdit.samplers.heun import Euler, Heun
@@ -136,7 +137,7 @@ def losses(case, net, params, process, labels):
         "loss_unmasked": loss(process, None).value,
         "loss_D": case.stored(denoised),
         "mae_loss": reconstruction(denoised, noisy, masked.prediction.aux["mask"], net.layout),
-        "patchify_images": patches(images, net.layout),
+        "patchify_images": patchify(images, net.layout.patch),
     }
 
 

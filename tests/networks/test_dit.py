@@ -29,7 +29,7 @@ def make(kind: type, **fields):
     return net, jax.tree.unflatten(tree, leaves)
 
 
-NETWORKS = {"dit": make(DiT, learn_variance=True), "maskdit": make(MaskDiT, learn_variance=True)}
+NETWORKS = {"dit": make(DiT, learned_variance=True), "maskdit": make(MaskDiT, learned_variance=True)}
 
 
 def run(net, params, x=X, cond=COND, **kw):
@@ -122,7 +122,7 @@ def test_mask_token_fills_the_holes():
     wanted = jnp.asarray([[0, 1, 1, 0], [1, 0, 0, 1.0]])[..., None] * params["mask_token"]
     close(difference, wanted)
 
-    without = MaskDiT(**FIELDS, **DECODER, learn_variance=True, mask_token=False)
+    without = MaskDiT(**FIELDS, **DECODER, learned_variance=True, mask_token=False)
     rest = {key: value for key, value in params.items() if key != "mask_token"}
     close(run(without, rest, keep=KEEP).x, run(net, empty, keep=KEEP).x)
 
@@ -209,7 +209,7 @@ GMACS = {
 
 
 def imagenet(name: str, **fields) -> DiT:
-    return DiT(input_size=32, channels=4, classes={"class": 1000}, learn_variance=True, **size(name), **fields)
+    return DiT(input_size=32, channels=4, classes={"class": 1000}, learned_variance=True, **size(name), **fields)
 
 
 def parameters(net: DiT) -> int:

@@ -31,7 +31,7 @@ def test_perfect_predictions_give_the_data_and_no_loss(predicts):
 
 
 def test_bound_reaches_the_variance_only_and_vanishes_at_the_posterior():
-    process = DDPM(steps=20)
+    process = DDPM(steps=20, learned_variance=True)
     z = jax.random.normal(jax.random.key(0), (4, 4, 4, 1))
     xt, t = z + 0.1, jnp.array([3, 5, 10, 19])
     exact = process.bound(z, xt, z, t, jnp.full_like(z, -1.0))

@@ -37,7 +37,7 @@ def test_network_that_predicts_its_target_has_no_loss():
 def test_groups_cut_the_batch_into_noise_levels():
     process, z = EDM(), jnp.zeros((64, 4, 4, 1))
     predict = predictor(lambda x, t, cond, keep: Prediction(x=jnp.zeros_like(x)))
-    groups = process.loss(predict, z, Cond(), Draw(0).at(jnp.arange(64)), step=0, plan=Plan()).groups
+    groups = process.loss(predict, z, Cond(), Draw(0).at(jnp.arange(64)), step=0, plan=Plan()).bins
     np.testing.assert_array_equal(sum(groups.values()), np.ones(64))
     assert len(groups) == 4 and all(member.sum() > 0 for member in groups.values())
 

@@ -2,9 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskdit.contracts import Layout
 from maskdit.draw import Draw
-from maskdit.processes.masking import MaskSchedule, draw_kept, mean_where, patches
+from maskdit.processes.masking import MaskSchedule, draw_kept, mean_where
 
 
 def test_constant_ratio_keeps_the_papers_number_of_tokens():
@@ -25,12 +24,6 @@ def test_kept_tokens_are_those_with_the_least_numbers():
     kept = draw_kept(draw, 3, 10, 4)
     numbers = Draw(0).at(jnp.arange(3)).uniform("mask", (3, 10))
     np.testing.assert_array_equal(jnp.take_along_axis(numbers, kept, 1), jnp.sort(numbers, 1)[:, :4])
-
-
-def test_patches_are_rows_of_patches_channel_fastest():
-    x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    cut = patches(x, Layout(grid=(2, 3), patch=2, channels=3))
-    np.testing.assert_array_equal(cut[1, 4], x[1, 2:4, 2:4].reshape(-1))
 
 
 def test_mean_where_ignores_the_others():

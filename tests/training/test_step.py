@@ -33,9 +33,7 @@ class Toy:
         noise = ctx.draw.normal(f"noise_{group}", x.shape)
         target = x if group == "first" else ctx.outputs["first"]
         value = jnp.square((net["a"] if group == "first" else net["b"]) - target - 0.1 * noise).sum(-1)
-        loss = Loss(
-            value=value, weight=w, batch={"size": 0.01 * jnp.square(net["a"]).sum()}, groups={"odd": x[:, 0] % 2}
-        )
+        loss = Loss(value=value, weight=w, batch={"size": 0.01 * jnp.square(net["a"]).sum()}, bins={"odd": x[:, 0] % 2})
         return loss.replace(prediction=jnp.broadcast_to(net["a"], x.shape) + x), {"calls": ctx.state["calls"] + 1}
 
 
