@@ -1,6 +1,6 @@
 # make install   a .venv here, with the library (editable) and its dependencies as pinned in constraints.txt
 # make demo      install; train a small MaskDiT on the emoji that come with the library, into runs/demo; interrupted and
-#                started again, it goes on from its last checkpoint
+#                started again, it goes on from its last checkpoint; then how often its samples obey their labels
 # make test      install, with the developers' tools; lint; the whole test suite
 # make lint      style, format and types
 # make clean     remove what builds and tools left; .venv and runs stay
@@ -17,6 +17,7 @@ install: .venv/.installed
 
 demo: install
 	.venv/bin/maskdit train --config maskdit_emoji --workdir runs/demo
+	.venv/bin/maskdit evaluate runs/demo --metrics labels --num 256
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist loadgroup

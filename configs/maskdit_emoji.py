@@ -1,7 +1,7 @@
 """MaskDiT on the embedded emoji set: the demo.
 
 A small class-conditional MaskDiT (Zheng et al. 2023, arXiv 2306.09305) at 64 x 64, on 8 x 8 latents of 24 principal
-components, half of the patches masked, the last fifth of training unmasked.
+components, half of the patches masked, the last tenth of training unmasked.
 
     maskdit train --config maskdit_emoji --workdir runs/demo
 
@@ -49,14 +49,14 @@ def get_config(variant: str = "demo") -> ConfigDict:
     task = spec(
         Generator,
         network=network,
-        process=spec(EDM, noise_levels=spec(LogNormal, mean=-0.6, std=1.2)),
-        tokenizer=spec(LinearPatches, patch=8, channels=24),
+        process=spec(EDM, noise_levels=spec(LogNormal, mean=-0.1, std=1.2), sigma_min=0.01, sigma_max=20.0),
+        tokenizer=spec(LinearPatches, patch=8, channels=24, whiten=0.5),
         groups={
             "generator": spec(
                 Group, optimizer=spec(AdamW, schedule=spec(Cosine, lr=2e-3, warmup=100), b2=0.99, clip=1.0)
             )
         },
-        masking=spec(MaskSchedule, ratio=0.5, unmasked_from=0.8),
+        masking=spec(MaskSchedule, ratio=0.5, unmasked_from=0.8 if smoke else 0.9),
         label_drop=0.1,
     )
     return spec(
@@ -64,7 +64,7 @@ def get_config(variant: str = "demo") -> ConfigDict:
         task=task,
         data=spec(Loader, source=spec(Emoji, split="train", labels=labels), size=64),
         held_out=spec(Loader, source=spec(Emoji, split="val", labels=labels), size=64, flip=False, shuffle=False),
-        steps=10 if smoke else 1900,
+        steps=10 if smoke else 1500,
         batch=16 if smoke else 64,
         ema=(0.995,),
         sampler=spec(Heun, steps=3 if smoke else 14),
@@ -72,5 +72,5 @@ def get_config(variant: str = "demo") -> ConfigDict:
         mesh=spec(MeshShape),
         checkpoints=spec(Checkpoints, every=5 if smoke else 500),
         log=spec(Log, every=5 if smoke else 50),
-        evaluation=spec(Evaluation, every=10 if smoke else 500, examples=32 if smoke else None, images=32),
+        evaluation=spec(Evaluation, every=10 if smoke else 750, examples=32 if smoke else None, images=32),
     )

@@ -2,13 +2,13 @@
 
     maskdit train --config maskdit_folder:10 --workdir DIR --config.data.source.path=IMAGES
 
-The variant is a number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant
+The variant is the number of classes, that is, of sub-folders with images; 0 for a flat folder without labels. Meant
 for one GPU, or some patience on a CPU; a starting point to change. Ours: unverified.
 """
 
 from ml_collections import ConfigDict
 
-from maskdit.config import spec
+from maskdit.config import ConfigError, spec
 from maskdit.data.emoji import Emoji
 from maskdit.data.folder import Folder
 from maskdit.data.loader import Loader
@@ -31,9 +31,9 @@ from maskdit.training.run import Run
 def get_config(variant: str = "0") -> ConfigDict:
     """The config for a number of classes, or `smoke`: a tiny network on unlabelled emoji."""
     smoke = variant == "smoke"
+    if not smoke and not variant.isdigit():
+        raise ConfigError(f"the variant is the number of classes, 0 for none, or smoke; got '{variant}'")
     count = 0 if smoke else int(variant)
-    if count < 0:
-        raise ValueError("a number of classes is 0 or more")
     network = spec(
         MaskDiT,
         input_size=8,

@@ -1,4 +1,4 @@
-"""maskdit: image tokenizers, diffusion transformers and masked token generators in JAX.
+"""maskdit: diffusion transformers for images in JAX, trained on all or on part of their patches.
 
 import maskdit
 model = maskdit.load("runs/demo")

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MASKDIT_TRACEBACK") or not _ours(error):
             raise
-        print(f"maskdit {args.verb}: {error}", file=sys.stderr)
+        hint = "" if type(error).__module__.startswith("maskdit.") else " (MASKDIT_TRACEBACK=1 shows where)"
+        print(f"maskdit {args.verb}: {error}{hint}", file=sys.stderr)
         return 1
     return 0
 

@@ -116,14 +116,18 @@ def override_text(config: ConfigDict, path: str, text: str) -> None:
     """
     node, last = _find(config, path)
     now = node[last]
+    if text == "None" and _optional(node, last):
+        with node.ignore_type():
+            node[last] = None
+        return
     if isinstance(now, ConfigDict):
         raise ConfigError(f"config.{path} is a group; set one of its entries: {', '.join(now)}")
     override(config, path, _parse(path, text, now))
 
 
 def _parse(path: str, text: str, now: Any) -> Any:
-    if isinstance(now, str) or text == "None":
-        return None if text == "None" else text
+    if isinstance(now, str):
+        return text
     if isinstance(now, bool):
         words = {"true": True, "1": True, "false": False, "0": False}
         if text.lower() not in words:
@@ -140,6 +144,14 @@ def _parse(path: str, text: str, now: Any) -> Any:
     ):
         raise ConfigError(f"config.{path} takes {type(now).__name__} (now {now!r}), got {text!r}")
     return value
+
+
+def _optional(node: ConfigDict, name: str) -> bool:
+    """Whether a spec's field may be None."""
+    if node[name] is None or TARGET not in node:
+        return node[name] is None
+    hint = typing.get_type_hints(_import(node[TARGET])).get(name)
+    return hint is Any or type(None) in typing.get_args(hint)
 
 
 def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
@@ -163,10 +175,10 @@ def from_json(text: str) -> ConfigDict:
 
     def restore(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: restore(item) for key, item in value.items()}
+            return ConfigDict({key: restore(item) for key, item in value.items()}, sort_keys=False)
         return tuple(restore(item) for item in value) if isinstance(value, list) else value
 
-    return ConfigDict(restore(json.loads(text)))
+    return restore(json.loads(text))
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
@@ -224,7 +236,7 @@ def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
         value = fields[name] if name in fields else _default(field)
         _check_type(f"{cls.__name__}.{name}", value, hints.get(name))
         entry[name] = _entry(value, hints.get(name))
-    return ConfigDict(entry)
+    return ConfigDict(entry, sort_keys=False)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -239,7 +251,7 @@ def _entry(value: Any, hint: Any = None) -> Any:
     if isinstance(value, ConfigDict):
         return value
     if isinstance(value, Mapping):
-        return {key: _entry(item) for key, item in value.items()}
+        return ConfigDict({key: _entry(item) for key, item in value.items()}, sort_keys=False)
     if isinstance(value, list | tuple):
         return tuple(_entry(item) for item in value)
     if isinstance(value, _SCALARS):
@@ -263,21 +275,27 @@ def _check_type(name: str, value: Any, hint: Any) -> None:
 
 
 def _resolve(target: str, trust: tuple[str, ...]) -> type:
-    module, _, name = target.partition(":")
+    module = target.partition(":")[0]
     package = module.partition(".")[0]
     if package != "maskdit" and not any(module == p or module.startswith(f"{p}.") for p in trust):
         raise ConfigError(
             f"target '{target}' is outside maskdit: if you know that package, pass trust=('{package}',) "
             f"or --trust={package}"
         )
+    found = _import(target)
+    if not dataclasses.is_dataclass(found):
+        raise ConfigError(f"target '{target}' is not a dataclass or linen module")
+    return found  # type: ignore[return-value]
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.partition(":")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"target '{target}' cannot be imported: {error}") from error
-    if not dataclasses.is_dataclass(found):
-        raise ConfigError(f"target '{target}' is not a dataclass or linen module")
     return found
 
 
@@ -294,8 +312,8 @@ def _get_config(path: str, variant: str) -> ConfigDict:
         raise ConfigError(f"'{path}' defines no get_config(variant)")
     try:
         return module.get_config(variant) if variant else module.get_config()
-    except (KeyError, ValueError) as error:
-        if isinstance(error, ConfigError) or not variant:
+    except KeyError as error:
+        if not variant or error.args != (variant,):
             raise
         said = (module.__doc__ or "").partition("Variants")[2].partition(".")[0]
         raise ConfigError(f"'{path}' has no variant '{variant}'" + (f"; variants{said}" if said else "")) from error

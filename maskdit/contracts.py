@@ -1,4 +1,4 @@
-"""The small types that the rooms of the library hand to each other.
+"""The small types that the parts of the library hand to each other.
 
 Tokenizers give `Latents`; networks give a `Prediction` and describe themselves with a `Layout`; a process turns a
 prediction into a `Loss`; conditions travel as a `Cond`. `Predict` is a network bound to its parameters: the only

@@ -15,7 +15,9 @@ from maskdit import config as configs
 from maskdit.contracts import Array, Cond, Latents, PyTree, bind
 from maskdit.draw import Draw
 from maskdit.samplers.guidance import ClassifierFree, WeakNetwork
+from maskdit.samplers.sampling import network_calls
 from maskdit.samplers.sampling import sample as run_sampler
+from maskdit.tokenizers.pixels import to_float, to_uint8
 from maskdit.training import checkpoint
 from maskdit.training.precision import on_this_device
 
@@ -130,6 +132,9 @@ class GeneratorModel:
         """
         sampler, chosen = self._settings(sampler, steps, guidance, weak)
         count = _count(labels, count)
+        for name, value, least in (("seed", seed, 0), ("first", first, 0), ("batch", batch, 1)):
+            if not least <= value < 2**32 - count:
+                raise ModelError(f"{name} is {least} or more and below 2**32 - count, got {value}")
         numbers = np.arange(first, first + count)
         ids = self._label_ids(labels, count, seed, numbers)
         batch = min(batch, count)
@@ -153,6 +158,23 @@ class GeneratorModel:
             images.append(jax.device_get(made)[: count - start])
         return np.concatenate(images)
 
+    def labels(
+        self, labels: Labels | None = None, *, count: int | None = None, seed: int = 0, first: int = 0
+    ) -> dict[str, list[str]]:
+        """Class names of the images that `sample` draws with the same arguments, label name -> one for each image."""
+        count = _count(labels, count)
+        ids = self._label_ids(labels, count, seed, np.arange(first, first + count))
+        return {name: [self.vocabulary[name][i] for i in values] for name, values in ids.items()}
+
+    def check(self) -> None:
+        """Refuses a sampler or guidance that does not fit the model.
+
+        Raises:
+          ModelError, ValueError: with what does not fit.
+        """
+        sampler, guidance = self._settings(None, None, None, None)
+        network_calls(sampler, self.task.process, guidance)
+
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Latents `[B, h, w, c]`, as the network sees them, of images: uint8, or float in [-1, 1], `[B, H, W, 3]`.
 
@@ -166,7 +188,7 @@ class GeneratorModel:
         if images.shape[1] % step or images.shape[2] % step:
             raise ModelError(f"the tokenizer takes sides that are multiples of {step}, got {list(images.shape[1:3])}")
         if images.dtype == np.uint8:
-            images = images.astype(np.float32) / 127.5 - 1
+            images = np.asarray(to_float(jnp.asarray(images)))
         elif not np.isfinite(images).all() or np.abs(images).max() > 1.001:
             raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
         frozen = self.variables["frozen"]["tokenizer"]
@@ -202,7 +224,10 @@ class GeneratorModel:
             guidance = WeakNetwork(weight=2.0 if weight is None else weight)
         elif weight is not None:
             guidance = dataclasses.replace(guidance or ClassifierFree(), weight=float(weight))
-        if weak is None and guidance is not None and guidance.weight != 1 and not self.task.label_drop:
+        guided = weak is None and guidance is not None and guidance.weight != 1
+        if guided and not self.task.network.classes:
+            raise ModelError("this model has no labels to guide by: use guidance 1, or give a weak model")
+        if guided and not self.task.label_drop:
             raise ModelError(
                 "this model was trained without dropping labels (label_drop=0), so it cannot guide itself: "
                 "use guidance 1, or give a weak model"
@@ -227,6 +252,8 @@ class GeneratorModel:
 
     def _class_ids(self, name: str, classes: Any) -> np.ndarray:
         given = [classes] if isinstance(classes, str | int | np.integer) else list(classes)
+        if not given:
+            raise ModelError(f"label '{name}' has an empty list of classes: name at least one")
         known = self.vocabulary[name]
         ids = []
         for item in given:
@@ -272,11 +299,6 @@ def _encode(frozen: PyTree, images: Array, *, tokenizer: Any) -> Array:
 @functools.partial(jax.jit, static_argnames=("tokenizer",))
 def _decode(frozen: PyTree, latents: Array, *, tokenizer: Any) -> Array:
     return to_uint8(tokenizer.apply(frozen, Latents(values=latents), method="decode"))
-
-
-def to_uint8(images: Array) -> Array:
-    """Images in [-1, 1] as rounded uint8."""
-    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def _count(labels: Labels | None, count: int | None) -> int:

@@ -1,5 +1,6 @@
 """`maskdit sample`: images from a trained model, as a picture and as an array."""
 
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,9 @@ def sample(
     Raises:
       ModelError: for a model that draws no images, or an unknown sampler.
     """
+    for path in (out, npz):
+        if path and "://" not in path and not pathlib.Path(path).absolute().parent.is_dir():
+            raise ModelError(f"cannot write {path}: its folder does not exist")
     model = load(workdir, ema=ema, step=step, trust=trust)
     if not isinstance(model, GeneratorModel):
         raise ModelError(f"{workdir} holds a {type(model).__name__}, which draws no images")
@@ -62,7 +66,8 @@ def sample(
         pictures.save_png(out or "samples.png", pictures.grid(images))
         print(f"wrote {out or 'samples.png'}: {len(images)} images")
     if npz:
-        cycled = {name: np.resize(np.array(values), count) for name, values in (chosen or {}).items()}
-        np.savez_compressed(npz, arr_0=images, **cycled)  # type: ignore[arg-type]
-        print(f"wrote {npz}: arr_0 {list(images.shape)} uint8")
+        drawn = model.labels(chosen, count=count, seed=settings.get("seed", 0), first=settings.get("first", 0))
+        npz = npz if npz.endswith(".npz") else f"{npz}.npz"
+        np.savez_compressed(npz, arr_0=images, **{name: np.array(values) for name, values in drawn.items()})  # type: ignore[arg-type]
+        print(f"wrote {npz}: arr_0 {list(images.shape)} uint8" + "".join(f", {name}" for name in drawn))
     return images

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
@@ -50,22 +49,26 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
     Raises:
       TrainingError, CheckpointError, ConfigError, DataError, ValueError: with a sentence that says what to do.
     """
-    # Precedence of what a run starts from: the last checkpoint of its own work directory > scratch.
+    # A run starts from the last checkpoint of its own work directory, else from scratch.
     root = epath.Path(workdir)
-    config = _adopt(config, root)
+    _make_directory(root)
+    started = any((root / "checkpoints").glob("[0-9]*")) if (root / "checkpoints").exists() else False
+    config = _with_horizon(config, root, started)
     run: Run = configs.build(on_this_device(config), trust)
     task = dataclasses.replace(run.task, horizon=config.horizon)
     devices = run.mesh.make()
-    rows = mesh.local_rows(devices, run.batch)
+    rows = mesh.local_rows(devices, run.batch, run.microbatches)
+    shapes = _batch_shapes(run, rows)
+    task.check(shapes, run.data.vocabulary)
+    _check_pictures(task, run)
 
     with contextlib.ExitStack() as stack:
         store = checkpoint.Store(workdir, run.checkpoints)
         stack.callback(store.close)
         seed = jax.device_put(jax.random.key(run.seed), mesh.replicated(devices))
-        frozen = _frozen(task, run, workdir, devices)
-        shapes = _batch_shapes(run, rows)
-        task.check(shapes, run.data.vocabulary, frozen)
+        frozen = _frozen(task, run, workdir, devices, started)
         state = _initial_state(task, run, shapes, seed, devices, store)
+        _write_config(config, root)
         first = int(jax.device_get(state.step))
         steps = _Programs(task, run, frozen, seed, devices)
         batches = stack.enter_context(run.data.batches(run.seed, run.batch, start=first, rows=rows))
@@ -78,6 +81,8 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
             "ema": [str(decay) for decay in run.ema],
             "vocabulary": run.data.vocabulary,
         }
+        if _evaluation_missing(run, root, first):
+            log.write(first, *_evaluate(task, run, config, state, frozen, root, devices))
         stack.enter_context(jax.transfer_guard("disallow"))
 
         for step in range(first, run.steps):
@@ -93,16 +98,14 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
                 log.flush()  # looks at every step's loss: what is not finite is not saved
                 with jax.transfer_guard("allow"):
                     store.save(state, record)
-            if (last and not stop()) or (step + 1) % run.evaluation.every == 0:
+            if not stop() and (last or (step + 1) % run.evaluation.every == 0):
                 with jax.transfer_guard("allow"):
-                    log.write(step + 1, *_evaluate(task, run, config, state, frozen, workdir))
+                    log.write(step + 1, *_evaluate(task, run, config, state, frozen, root, devices))
             if last:
                 break
         log.flush()
         store.wait()
-        if stop():
-            log.say(f"stopped at step {int(jax.device_get(state.step))}; the same command goes on from there")
-    _finish(root, log, stopped=stop())
+        _finish(root, log, step=int(jax.device_get(state.step)), total=run.steps)
     return state
 
 
@@ -150,12 +153,18 @@ class _Programs:
         return program
 
 
-def _adopt(config: ConfigDict, root: epath.Path) -> ConfigDict:
-    """Fixes the horizon, holds the config against that of the work directory, and writes it there."""
+def _make_directory(root: epath.Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except (OSError, ImportError) as error:
+        raise TrainingError(f"cannot write to the work directory {root}: {error}; choose another --workdir") from error
+
+
+def _with_horizon(config: ConfigDict, root: epath.Path, started: bool) -> ConfigDict:
+    """The config with its horizon fixed: that of the run's start, which nothing else may differ from either."""
     config = config.copy_and_resolve_references()
-    path = root / "config.json"
-    if path.exists():
-        stored = configs.from_json(path.read_text())
+    if started and (root / "config.json").exists():
+        stored = configs.from_json((root / "config.json").read_text())
         if config.horizon is None:
             config.horizon = stored.horizon
         differences = [line for line in configs.differences(config, stored) if not _may_change(line)]
@@ -167,17 +176,14 @@ def _adopt(config: ConfigDict, root: epath.Path) -> ConfigDict:
             )
     if config.horizon is None:
         config.horizon = config.steps
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            unfinished = root / "config.json.tmp"
-            unfinished.write_text(configs.to_json(config))
-            unfinished.replace(path)
-    except OSError as error:
-        raise TrainingError(
-            f"cannot write to the work directory {root}: {error.strerror}; choose another --workdir"
-        ) from error
     return config
+
+
+def _write_config(config: ConfigDict, root: epath.Path) -> None:
+    if jax.process_index() == 0:
+        unfinished = root / "config.json.tmp"
+        unfinished.write_text(configs.to_json(config))
+        unfinished.replace(root / "config.json")
 
 
 def _may_change(difference: str) -> bool:
@@ -185,8 +191,10 @@ def _may_change(difference: str) -> bool:
     return path[0] in MAY_CHANGE or (path[0] == "data" and path[-1] in LOADER_MAY_CHANGE)
 
 
-def _frozen(task: Any, run: Run, workdir: str, devices: Any) -> PyTree:
-    """Variables of frozen networks: from the work directory, or made once before step 0."""
+def _frozen(task: Any, run: Run, workdir: str, devices: Any, started: bool) -> PyTree:
+    """Variables of frozen networks: those of the work directory once its run has begun, else made before step 0."""
+    if not started:
+        checkpoint.drop_frozen(workdir)
     found = checkpoint.read_frozen(workdir)
     if found is None:
         found = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run))
@@ -202,7 +210,8 @@ def _images(run: Run) -> Iterator[np.ndarray]:
 
 def _batch_shapes(run: Run, rows: list[int]) -> dict[str, Any]:
     """Shapes and dtypes of a global batch."""
-    with run.data.batches(run.seed, run.batch, rows=rows[:1]) as batches:
+    loader = dataclasses.replace(run.data, workers=0)  # worker processes take seconds to start
+    with loader.batches(run.seed, run.batch, rows=rows[:1]) as batches:
         one = next(batches)
     return {
         name: jax.ShapeDtypeStruct((run.batch, *value.shape[1:]), value.dtype)
@@ -226,20 +235,36 @@ def _initial_state(
     return store.restore(store.latest, like)
 
 
+def _check_pictures(task: Any, run: Run) -> None:
+    """Refuses sampling settings that the first evaluation would stumble over."""
+    model = task.model({"params": {}, "frozen": {}}, run.data.vocabulary)
+    if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
+        dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance).check()
+
+
+def _evaluation_missing(run: Run, root: epath.Path, first: int) -> bool:
+    """Whether the run was cut off between the checkpoint that it goes on from and that step's evaluation."""
+    if not first or not (first % run.evaluation.every == 0 or first == run.steps):
+        return False
+    lines = (root / "metrics.jsonl").read_text().splitlines() if (root / "metrics.jsonl").exists() else []
+    return not any(f'"step": {first},' in line and '"held_out/' in line for line in lines)
+
+
 def _evaluate(
-    task: Any, run: Run, config: ConfigDict, state: TrainState, frozen: PyTree, workdir: str
+    task: Any, run: Run, config: ConfigDict, state: TrainState, frozen: PyTree, root: epath.Path, devices: Any
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Held-out loss and a grid of samples, on averaged weights."""
-    params = evaluation.averaged(state)
+    params = evaluation.averaged(state, run.ema)
     scalars, images = {}, {}
     if run.held_out is not None:
-        means = evaluation.held_out_loss(task, params, frozen, run.held_out, run.evaluation, run.seed)
+        rows = mesh.batch_sharding(devices)
+        means = evaluation.held_out_loss(task, params, frozen, run.held_out, run.evaluation, run.seed, rows)
         scalars = {f"held_out/{name}": value for name, value in means.items()}
     model = task.model({"params": params, "frozen": frozen}, run.data.vocabulary)
-    if run.evaluation.images and hasattr(model, "sample"):
+    if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
         model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance, config=config)
         images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed)
-        pictures.save_png(os.path.join(workdir, "samples.png"), images["samples"])
+        pictures.save_png(root / "samples.png", images["samples"])
     return scalars, images
 
 
@@ -257,12 +282,16 @@ def _announce(task: Any, run: Run, state: TrainState, devices: Any, workdir: str
         _LOG.info("going on from step %d in %s", first, workdir)
 
 
-def _finish(root: epath.Path, log: Any, stopped: bool) -> None:
+def _finish(root: epath.Path, log: Any, step: int, total: int) -> None:
     """Draws the loss curve and says what was written."""
     if jax.process_index() != 0:
         return
-    pictures.loss_curve(root / "metrics.jsonl", root / "loss.png")
-    if not stopped:
+    metrics = root / "metrics.jsonl"
+    if metrics.exists() and '"loss"' in metrics.read_text():
+        pictures.loss_curve(metrics, root / "loss.png")
+    if step < total:
+        log.say(f"stopped at step {step}; the same command goes on from there")
+    else:
         names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
         log.say(f"wrote {root}: " + ", ".join(names))
 

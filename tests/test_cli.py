@@ -33,6 +33,8 @@ def test_train_and_sample(tmp_path, capsys):
     assert Image.open(out).size[0] > 128
     stored = np.load(npz)
     assert stored["arr_0"].shape == (4, 64, 64, 3) and list(stored["style"]) == ["noto", "fluent-3d"] * 2
+    assert main(["sample", str(run), "--npz", str(tmp_path / "drawn.npz"), "--count", "3", "--steps", "1"]) == 0
+    assert len(np.load(tmp_path / "drawn.npz")["group"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,7 @@ def test_train_and_sample(tmp_path, capsys):
         (["--steps", "-1"], "1 or more steps"),
         (["--sampler", "heunn"], "use one of heun"),
         (["--sampler", "ancestral"], "DDPM process"),
+        (["--out", "no/such/folder/grid.png"], "folder does not exist"),
     ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_1(workdir, capsys, arguments, message):
@@ -64,6 +67,8 @@ def test_bad_input_is_a_sentence_and_exit_code_1(workdir, capsys, arguments, mes
         (["--config.data.source.split=test"], "test"),
         (["--config.steps=0"], "1 or more"),
         (["--config.microbatches=3"], "microbatches"),
+        (["--config.evaluation.every=0"], "1 or more"),
+        (["--config.data.size=60"], "multiples of 8"),
     ],
 )
 def test_bad_configs_are_sentences(tmp_path, capsys, overrides, message):

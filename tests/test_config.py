@@ -76,6 +76,29 @@ def test_command_line_values_of_another_type_are_refused(path, text):
         override_text(load("maskdit_emoji:smoke"), path, text)
 
 
+def test_none_goes_where_a_field_may_be_none():
+    entry = load("maskdit_emoji:smoke")
+    for path in ("guidance", "task.masking", "held_out", "checkpoints.keep_every", "task.masking"):
+        override_text(entry, path, "None")
+    assert entry.guidance is None and entry.task.masking is None and entry.checkpoints.keep_every is None
+    with pytest.raises(ConfigError, match="takes int"):
+        override_text(entry, "steps", "None")
+
+
+def test_unknown_variant_and_errors_inside_a_config():
+    with pytest.raises(ConfigError, match="has no variant 'huge'; variants"):
+        load("maskdit_emoji:huge")
+    with pytest.raises(ValueError, match="there is no size 'XL2'"):
+        load("dit_imagenet256:XL2")
+    with pytest.raises(ConfigError, match="number of classes"):
+        load("maskdit_folder:few")
+
+
+def test_dicts_keep_their_order():
+    entry = spec(MaskDiT, input_size=8, patch=2, channels=4, width=32, depth=1, heads=2, classes={"b": 3, "a": 2})
+    assert list(build(from_json(to_json(entry))).classes) == ["b", "a"]
+
+
 def test_foreign_target_is_refused_unless_trusted():
     entry = spec(Foreign, size=3)
     package = Foreign.__module__.partition(".")[0]

@@ -39,6 +39,12 @@ def test_random_labels_belong_to_the_number_of_the_image(model):
     np.testing.assert_allclose(whole[3:].astype(int), model.sample(count=2, first=3, seed=1, steps=1), atol=1)
 
 
+def test_labels_are_told(model):
+    drawn = model.labels(count=4, seed=1)
+    np.testing.assert_array_equal(model.sample(drawn, seed=1, steps=1), model.sample(count=4, seed=1, steps=1))
+    assert model.labels(LABELS, count=2) == {"style": ["noto"] * 2, "group": ["food-drink"] * 2}
+
+
 def test_averages_and_steps_by_name(workdir, model):
     kernels = {
         name: np.asarray(maskdit.load(workdir, ema=name).variables["params"]["network"]["final"]["linear"]["kernel"])
@@ -88,6 +94,10 @@ def test_other_samplers_and_a_weak_model(model, workdir):
         (LABELS, {"steps": 0}, "1 or more steps"),
         (LABELS, {"steps": -3}, "1 or more steps"),
         (LABELS, {"count": 0}, "count must be 1"),
+        (LABELS, {"seed": -1}, "seed is 0 or more"),
+        (LABELS, {"first": -1}, "first is 0 or more"),
+        (LABELS, {"batch": 0}, "batch is 1 or more"),
+        ({"style": [], "group": 0}, {}, "empty list"),
     ],
 )
 def test_bad_requests_are_answered(model, labels, kw, message):

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from maskdit import config as configs
-from maskdit.model import load
+from maskdit.cli import main
+from maskdit.model import ModelError, load
 from maskdit.tokenizers.pixels import Pixels
 from maskdit.tokenizers.vae import VAE
 from maskdit.train import TrainingError, train
-from maskdit.training import checkpoint
+from maskdit.training import checkpoint, evaluation
 from maskdit.training.log import NotFiniteError, RunLog
 from maskdit.training.mesh import MeshShape
 from tests.tiny import SMALL, tiny
@@ -128,6 +129,50 @@ def test_sigterm_saves_and_the_run_goes_on_bitwise(whole, tmp_path, monkeypatch)
     assert_bitwise(train(tiny(), str(tmp_path)), whole[0])
 
 
+def test_stop_before_the_first_line_of_the_log_is_a_clean_exit(tmp_path, monkeypatch):
+    original = RunLog.step
+
+    def step(self, number, *args, **kw):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, number, *args, **kw)
+
+    monkeypatch.setattr(RunLog, "step", step)
+    overrides = [f"--config.{k}={v}" for k, v in {**SMALL, "steps": 20, "log.every": 50}.items()]
+    assert main(["train", "--config", "maskdit_emoji:smoke", "--workdir", str(tmp_path), *overrides]) == 0
+    assert checkpoint.read(str(tmp_path)).meta["step"] == 1
+
+
+def test_evaluation_that_was_cut_off_is_made_up_for(tmp_path, monkeypatch):
+    from maskdit import train as loop
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny({"steps": 2}), str(tmp_path))
+    train(tiny({"steps": 2}), str(tmp_path))
+    assert [("held_out/loss" in record) for record in records(tmp_path)] == [False, True]
+
+
+def test_start_that_failed_leaves_the_directory_free(tmp_path):
+    with pytest.raises(ValueError, match=r"set task\.network\.classes\.group=8"):
+        train(tiny({"steps": 1, "task.network.classes.group": 7}), str(tmp_path))
+    assert int(train(tiny({"steps": 1}), str(tmp_path)).step) == 1
+
+
+def test_pictures_that_cannot_be_made_are_refused_before_training(tmp_path):
+    with pytest.raises(ModelError, match="label_drop"):
+        train(tiny({"steps": 1, "task.label_drop": 0.0, "evaluation.images": 4}), str(tmp_path))
+
+
+def test_first_average_is_the_one_that_is_evaluated():
+    state = type("State", (), {"params": {"a": 1}, "ema": {"0.9": {"a": 2}, "0.99": {"a": 3}}})()
+    assert evaluation.averaged(state, (0.99, 0.9)) == {"a": 3}
+    assert evaluation.averaged(state, ()) == {"a": 1}
+
+
 def test_loader_with_worker_processes_trains_alike(whole, tmp_path):
     state = train(tiny({"data.workers": 1, "data.threads": 1}), str(tmp_path))
     assert_bitwise(state, whole[0])
@@ -223,19 +268,20 @@ def test_full_disk_before_saving_tells_what_is_left(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_full_disk_while_saving_tells_what_is_left(tmp_path):
     """A limit on the size of files stands in for a disk that fills up after the first checkpoint."""
-    overrides = [f"--config.{k}={v}" for k, v in {**SMALL, "steps": 20, "log.every": 10}.items()]
+    settings = {**SMALL, "steps": 20, "log.every": 10, "log.tensorboard": True}
+    overrides = [f"--config.{k}={v}" for k, v in settings.items()]
     arguments = ["train", "--config", "maskdit_emoji:smoke", "--workdir", str(tmp_path), *overrides]
     script = textwrap.dedent(
         """
         import resource, signal, sys
         from maskdit import cli
-        from maskdit.training import checkpoint
+        from maskdit.training import checkpoint, evaluation
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         save = checkpoint.Store.save
         def full(self, state, meta):
             if int(state.step) == 10:
                 self.wait()
-                resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (12000, resource.RLIM_INFINITY))
             save(self, state, meta)
         checkpoint.Store.save = full
         sys.exit(cli.main(sys.argv[1:]))

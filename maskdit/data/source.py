@@ -1,4 +1,4 @@
-"""What a source of records is, and the two errors of the data room."""
+"""What a source of records is, and the two errors of reading data."""
 
 import dataclasses
 from typing import Any, Protocol, runtime_checkable

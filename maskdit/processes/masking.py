@@ -43,14 +43,14 @@ class MaskSchedule:
 
     Attributes:
       kind, ratio, minimum: see `mask_ratio`.
-      unmasked_from: progress from which nothing is masked: the fine-tuning phase.
+      unmasked_from: progress from which nothing is masked, the fine-tuning phase; None for never.
       granularity: ratios of a changing schedule are rounded to its multiples.
     """
 
     kind: str = "constant"
     ratio: float = 0.5
     minimum: float = 0.0
-    unmasked_from: float = 1.0
+    unmasked_from: float | None = None
     granularity: float = 0.125
 
     def __post_init__(self) -> None:
@@ -61,8 +61,9 @@ class MaskSchedule:
             raise ValueError(f"granularity must be positive, got {self.granularity}")
 
     def kept(self, tokens: int, progress: float) -> int | None:
-        """Number of tokens kept at a progress in [0, 1]; None where all are."""
-        if progress >= self.unmasked_from:
+        """Number of tokens kept at a progress, which stays 1 past the horizon; None where all are."""
+        progress = min(progress, 1.0)
+        if self.unmasked_from is not None and progress >= self.unmasked_from:
             return None
         ratio = mask_ratio(self.kind, progress, self.ratio, self.minimum)
         if self.kind != "constant":

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from maskdit.contracts import Array, Draw, Latents, Loss, Plan, PyTree
 from maskdit.model import ModelError
-from maskdit.tasks.task import Context
+from maskdit.tasks.task import Context, check_labels
+from maskdit.tokenizers.pixels import to_float
 from maskdit.training.optim import Group
 
 
@@ -66,30 +67,20 @@ class Classifier:
         """The tokenizer's variables, fitted to the training images; nothing without a tokenizer."""
         return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fit(images())}
 
-    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]], frozen: PyTree) -> None:
-        """Holds the data's labels and image size against what the network expects.
+    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
+        """Holds the data's labels against what the network expects.
 
         Raises:
-          ValueError: where a label is missing or has another number of classes, or the images do not divide.
+          ValueError: where a label is missing or has another number of classes.
         """
-        for name, count in self.network.classes.items():
-            if name not in vocabulary:
-                raise ValueError(
-                    f"the classifier learns '{name}', but the data have the labels {sorted(vocabulary)}: "
-                    "change task.network.classes or the data's labels"
-                )
-            if count != len(vocabulary[name]):
-                raise ValueError(
-                    f"label '{name}' has {len(vocabulary[name])} classes in the data and {count} in the network: "
-                    f"set task.network.classes.{name}={len(vocabulary[name])}"
-                )
+        check_labels(self.network.classes, vocabulary)
 
     def loss(self, group: str, params: PyTree, ctx: Context) -> tuple[Loss, PyTree]:
         """Cross entropies of the batch's images, augmented.
 
         Draws: `shift` (integers `[B, 2]`), `degrade` and `level` (uniform `[B]`), `noise` (normal, shaped as latents).
         """
-        images = _floats(ctx.batch["image"])
+        images = to_float(ctx.batch["image"])
         if self.shift:
             images = _shifted(images, ctx.draw.integers("shift", (len(images), 2), 0, 2 * self.shift + 1), self.shift)
         if self.degrade:
@@ -99,7 +90,7 @@ class Classifier:
 
     def held_out(self, params: PyTree, ctx: Context) -> Loss:
         """Cross entropies without smoothing; the metrics also hold accuracies of the images through the tokenizer."""
-        images = _floats(ctx.batch["image"])
+        images = to_float(ctx.batch["image"])
         loss = self._loss(params, images, ctx.batch, 0.0)
         if self.tokenizer is not None:
             degraded = self._loss(params, self._degraded(images, ctx.frozen, None), ctx.batch, 0.0).metrics
@@ -196,12 +187,8 @@ class ClassifierModel:
 
 @functools.partial(jax.jit, static_argnames=("network",))
 def _classified(params: PyTree, images: Array, *, network: Any) -> tuple[dict[str, Array], Array]:
-    said = network.apply({"params": params}, _floats(images))
+    said = network.apply({"params": params}, to_float(images))
     return {name: jax.nn.softmax(logits.astype(jnp.float32)) for name, logits in said.logits.items()}, said.features
-
-
-def _floats(images: Array) -> Array:
-    return images.astype(jnp.float32) / 127.5 - 1
 
 
 def _shifted(images: Array, offset: Array, most: int) -> Array:

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
 from maskdit.model import GeneratorModel
 from maskdit.processes.masking import MaskSchedule
-from maskdit.tasks.task import Context
+from maskdit.tasks.task import Context, check_labels
+from maskdit.tokenizers.pixels import to_float
 from maskdit.training.mesh import unboxed
 from maskdit.training.optim import Group
 
@@ -70,33 +71,27 @@ class Generator:
             )
         return {"tokenizer": variables}
 
-    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]], frozen: PyTree) -> None:
+    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
         """Holds data and tokenizer against what the network expects.
 
         Raises:
           ValueError: where a label is missing or has another number of classes, or latents have another shape.
         """
-        for name, count in self.network.classes.items():
-            if name not in vocabulary:
-                raise ValueError(
-                    f"the network is conditioned on '{name}', but the data have the labels {sorted(vocabulary)}: "
-                    "change task.network.classes or the data's labels"
-                )
-            if count != len(vocabulary[name]):
-                raise ValueError(
-                    f"label '{name}' has {len(vocabulary[name])} classes in the data and {count} in the network: "
-                    f"set task.network.classes.{name}={len(vocabulary[name])}"
-                )
+        check_labels(self.network.classes, vocabulary)
         if getattr(self.process, "learned_variance", False) and not getattr(self.network, "learned_variance", False):
             raise ValueError(
                 "the process learns variances and the network gives none: set both task.process.learned_variance and "
                 "task.network.learned_variance, or neither"
             )
-        images = jax.ShapeDtypeStruct((1, *batch["image"].shape[1:]), jnp.uint8)
-        z = jax.eval_shape(self._encode, images, frozen)
+        shape, step = batch["image"].shape[1:], self.tokenizer.latent.downsample
+        if shape[0] % step or shape[1] % step:
+            raise ValueError(f"the tokenizer takes sides that are multiples of {step}; data.size is {shape[0]}")
+        image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
+        variables = unboxed(jax.eval_shape(self.tokenizer.init, jax.random.key(0), jnp.zeros(image.shape)))
+        z = jax.eval_shape(self._encode, image, {"tokenizer": variables})
         if z.shape[1:] != self.layout.shape:
             raise ValueError(
-                f"images of {images.shape[1:]} become latents of {z.shape[1:]}, but the network takes "
+                f"images of {image.shape[1:]} become latents of {z.shape[1:]}, but the network takes "
                 f"{self.layout.shape}: set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[3]}"
             )
 
@@ -143,5 +138,5 @@ class Generator:
 
     def _encode(self, images: Array, frozen: PyTree, draw: Draw | None = None) -> Array:
         draw = draw and draw.named("tokenizer")
-        x = images.astype(jnp.float32) / 127.5 - 1
+        x = to_float(images)
         return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method="encode").values

@@ -1,6 +1,7 @@
 """What the loop knows of a task."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -55,8 +56,8 @@ class Task(Protocol):
         """Variables of the networks that are not trained; `images` gives the training images once, in batches."""
         ...
 
-    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]], frozen: PyTree) -> None:
-        """Refuses data that do not fit, with a sentence."""
+    def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
+        """Refuses data that do not fit, with a sentence, before anything is made."""
         ...
 
     def loss(self, group: str, params: PyTree, ctx: Context) -> tuple[Loss, PyTree]:
@@ -79,25 +80,51 @@ class Task(Protocol):
 def plans(task: Task, steps: int) -> dict[tuple[Plan, tuple[str, ...]], int]:
     """The distinct (plan, groups updated) of a run and the step in which each first occurs.
 
+    Plans are looked at in about a thousand steps and, where two looks differ, followed from change to change; one that
+    comes and goes between two looks is missed here, and compiled when it comes.
+
     Raises:
       ValueError: where there are more than 32: each is a program to be compiled.
     """
-
-    def key(step: int) -> tuple[Plan, tuple[str, ...]]:
-        return task.plan(step), active_groups(task, step)
-
-    # plans change rarely, so steps between two looks that agree are not looked at; groups that take turns do so early
     looks = sorted({*range(min(steps, 64)), *range(0, steps, max(steps // 1000, 1)), steps - 1})
-    first = {key(looks[0]): looks[0]}
+    changes = [0]
     for before, after in itertools.pairwise(looks):
-        low, high = before, after
-        while key(after) not in first and high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if key(middle) in first else (low, middle)
-        first.setdefault(key(high), high)
+        while task.plan(before) != task.plan(after):
+            low, high = before, after  # the last step known to have the plan of `before`, and one that has not
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if task.plan(middle) == task.plan(before) else (low, middle)
+            changes.append(high)
+            before = high
+    first: dict[tuple[Plan, tuple[str, ...]], int] = {}
+    starts = [group.start for group in task.groups.values()]
+    period = math.lcm(*(group.every for group in task.groups.values()))
+    for begin, end in itertools.pairwise([*changes, steps]):
+        for start in sorted({begin, *(start for start in starts if begin < start < end)}):
+            for step in range(start, min(start + period, end)):
+                first.setdefault((task.plan(step), active_groups(task, step)), step)
         if len(first) > 32:
             raise ValueError("this schedule needs more than 32 compiled programs: round it to fewer values")
     return first
+
+
+def check_labels(classes: Mapping[str, int], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
+    """Holds a network's labels against the data's.
+
+    Raises:
+      ValueError: where a label is missing or has another number of classes.
+    """
+    for name, count in classes.items():
+        if name not in vocabulary:
+            raise ValueError(
+                f"the network has the label '{name}', but the data have {sorted(vocabulary) or 'none'}: change "
+                "task.network.classes or the data's labels"
+            )
+        if count != len(vocabulary[name]):
+            raise ValueError(
+                f"label '{name}' has {len(vocabulary[name])} classes in the data and {count} in the network: "
+                f"set task.network.classes.{name}={len(vocabulary[name])}"
+            )
 
 
 def active_groups(task: Task, step: int) -> tuple[str, ...]:

@@ -1,10 +1,21 @@
-"""The identity: a generator in pixel space."""
+"""The identity, for generators in pixel space; and how pixels are numbered: uint8 outside, [-1, 1] inside."""
 
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from maskdit.contracts import Array, Draw, Latents, LatentSpec
+
+
+def to_float(images: Array) -> Array:
+    """Images uint8 as float32 in [-1, 1]."""
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: Array) -> Array:
+    """Images in [-1, 1] as rounded uint8."""
+    return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 class Pixels(nn.Module):

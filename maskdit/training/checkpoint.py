@@ -48,6 +48,8 @@ class Checkpoints:
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1:
             raise ValueError(f"every and keep must be 1 or more, got {self.every} and {self.keep}")
+        if self.keep_every is not None and self.keep_every < 1:
+            raise ValueError(f"keep_every must be 1 or more, or None, got {self.keep_every}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +151,13 @@ def write_frozen(workdir: str, frozen: PyTree) -> None:
         checkpointer.wait_until_finished()
 
 
+def drop_frozen(workdir: str) -> None:
+    """Removes what `write_frozen` wrote for a run that never reached a checkpoint."""
+    path = epath.Path(workdir) / "frozen"
+    if path.exists():
+        path.rmtree()
+
+
 def read_frozen(workdir: str) -> PyTree | None:
     """The variables written by `write_frozen`, on the host; None where there are none."""
     path = epath.Path(workdir) / "frozen"
@@ -172,7 +181,9 @@ def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
       CheckpointError: where there is no such directory, checkpoint, step or average; the message lists those there are.
     """
     root = epath.Path(workdir)
-    if not (root / "checkpoints").exists():
+    with _told(f"{workdir} cannot be read"):
+        found = (root / "checkpoints").exists()
+    if not found:
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
     manager = _manager(root, ocp.CheckpointManagerOptions(read_only=True))
     try:
@@ -184,8 +195,8 @@ def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
         step = steps[-1] if step is None else step
         with _told(f"checkpoint {step} in {workdir} cannot be read"):
             meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            found = manager.item_metadata(step)
-        params = _read_params(manager, step, found, _average(meta["ema"], ema, workdir))
+            items = manager.item_metadata(step)
+        params = _read_params(manager, step, items, _average(meta["ema"], ema, workdir))
     finally:
         manager.close()
     return Stored({"params": params, "frozen": read_frozen(workdir) or {}}, meta)

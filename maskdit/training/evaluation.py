@@ -13,6 +13,7 @@ from maskdit.contracts import Array, Plan, PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
 from maskdit.tasks.task import Context, Task
+from maskdit.training.mesh import replicated
 from maskdit.training.optim import merge
 from maskdit.training.step import Metrics, TrainState, loss_metrics
 
@@ -33,15 +34,19 @@ class Evaluation:
     examples: int | None = None
     images: int = 32
 
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("batch", 1), ("images", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name} must be {least} or more, got {getattr(self, name)}")
 
-def averaged(state: TrainState) -> PyTree:
-    """The parameters that evaluation and pictures use: the first average, or the raw ones where there is none."""
-    first = next(iter(state.ema.values()), None)
-    return state.params if first is None else merge(state.params, first)
+
+def averaged(state: TrainState, decays: tuple[float, ...]) -> PyTree:
+    """The parameters that evaluation and pictures use: the run's first average, or the raw ones where there is none."""
+    return merge(state.params, state.ema[str(decays[0])]) if decays else state.params
 
 
 def held_out_loss(
-    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int
+    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int, sharding: Any
 ) -> dict[str, float]:
     """Means of the held-out loss and its parts, with the same draws at every call.
 
@@ -52,12 +57,15 @@ def held_out_loss(
       loader: the loader of held-out records.
       settings: how many.
       seed: the run's.
+      sharding: of a batch's rows; they are replicated where they do not divide.
     """
+    ways = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
+    where = sharding if settings.batch % ways == 0 else replicated(sharding.mesh)
     total: dict[str, np.ndarray] = {}
     with loader.ordered(settings.batch, settings.examples) as batches:
         for index, batch in enumerate(batches):
-            arrays = jax.device_put({k: v for k, v in batch.items() if k != "replaced"})
-            key = jax.device_put(np.array([seed, index], np.uint32))
+            arrays = jax.device_put({k: v for k, v in batch.items() if k != "replaced"}, where)
+            key = jax.device_put(np.array([seed, index], np.uint32), replicated(sharding.mesh))
             for name, pair in jax.device_get(_held_out(params, frozen, arrays, key, task=task)).items():
                 total[name] = total.get(name, np.zeros(2)) + np.array(pair)
     return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
@@ -78,10 +86,10 @@ def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
 
 
 def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count: int) -> dict[str, list[str]]:
-    """Labels for a grid of samples: all combinations in turn."""
+    """Labels for so many samples: all combinations in turn, or evenly spread ones where there are more."""
     combinations = list(itertools.product(*(vocabulary[name] for name in names)))
-    stride = max(len(combinations) // count, 1)
-    chosen = [combinations[(i * stride) % len(combinations)] for i in range(count)]
+    total = len(combinations)
+    chosen = [combinations[i * total // count if total > count else i % total] for i in range(count)]
     return {name: [labels[k] for labels in chosen] for k, name in enumerate(names)}
 
 

@@ -76,16 +76,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def local_rows(mesh: Mesh, batch: int) -> list[int]:
+def local_rows(mesh: Mesh, batch: int, microbatches: int = 1) -> list[int]:
     """The rows of a global batch that this process's devices own, rising.
 
     Raises:
-      ValueError: where the batch does not divide over the mesh.
+      ValueError: where the batch does not divide over the mesh, or a device's rows not into microbatches.
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch % ways:
+    if batch % (ways * microbatches):
+        parts = f" and {microbatches} microbatches" if microbatches > 1 else ""
         raise ValueError(
-            f"a batch of {batch} does not divide over {ways} devices (data x fsdp): use a multiple of {ways}"
+            f"a batch of {batch} does not divide over {ways} devices (data x fsdp){parts}: use a multiple of "
+            f"{ways * microbatches}"
         )
     owned = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     return sorted({row for index in owned.values() if index for row in range(*index[0].indices(batch))})

@@ -129,6 +129,10 @@ class Group:
     every: int = 1
     start: int = 0
 
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.start < 0:
+            raise ValueError(f"a group's every is 1 or more and its start 0 or more, got {self.every} and {self.start}")
+
     def active(self, step: int) -> bool:
         """Whether the group is updated in a step."""
         return step >= self.start and (step - self.start) % self.every == 0

@@ -119,7 +119,7 @@ def test_numbers_out_of_range(kw):
 @pytest.mark.parametrize("vocabulary", [{"style": tuple("abcd")}, {"style": tuple("abcd"), "group": ("x",)}])
 def test_data_that_do_not_fit(vocabulary):
     with pytest.raises(ValueError, match=r"task\.network\.classes"):
-        made(NET).check(BATCH, vocabulary, {})
+        made(NET).check(BATCH, vocabulary)
 
 
 def test_trained_saved_and_loaded(tmp_path):
