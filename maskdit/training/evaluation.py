@@ -4,6 +4,7 @@ fixed noise and labels."""
 import dataclasses
 import functools
 import itertools
+import math
 from typing import Any
 
 import jax
@@ -88,8 +89,10 @@ def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
 def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count: int) -> dict[str, list[str]]:
     """Labels for so many samples: all combinations in turn, or evenly spread ones where there are more."""
     combinations = list(itertools.product(*(vocabulary[name] for name in names)))
-    total = len(combinations)
-    chosen = [combinations[i * total // count if total > count else i % total] for i in range(count)]
+    total, step = len(combinations), 1
+    if total > count:  # steps near the golden section, which never fall into the period of one label
+        step = next(step for step in itertools.count(round(total * 0.618)) if math.gcd(step, total) == 1)
+    chosen = [combinations[i * step % total] for i in range(count)]
     return {name: [labels[k] for labels in chosen] for k, name in enumerate(names)}
 
 

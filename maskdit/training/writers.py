@@ -88,7 +88,7 @@ class TensorBoard:
         path = epath.Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         # written from here and not from a thread, which would take a full disk with it in silence
-        self._file = event_file_writer.EventsWriter(os.fspath(path / "events"))
+        self._file = event_file_writer.EventsWriter(os.fspath(path / "events"), f".{time.time_ns()}")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(event_pb2.Event(step=resume_step + 1, session_log=session))
         self._file.flush()
