@@ -57,14 +57,20 @@ def choose(backend: str, platform: str, dtype: str, head_dim: int) -> str:
         if not fits
     ]
     if backend == "xla":
-        _log.info("attention: xla (asked for)")
+        _say("xla (asked for)")
         return "xla"
     if missing:
         instead = " instead of cudnn" if backend == "cudnn" else ""
-        _log.info("attention: xla%s (%s)", instead, "; ".join(missing))
+        _say(f"xla{instead} ({'; '.join(missing)})")
         return "xla"
-    _log.info("attention: cudnn (%s, %s, %d channels per head)", platform, dtype, head_dim)
+    _say(f"cudnn ({platform}, {dtype}, {head_dim} channels per head)")
     return "cudnn"
+
+
+@functools.cache
+def _say(choice: str) -> None:
+    """Logs a choice, once."""
+    _log.info("attention: %s", choice)
 
 
 class SelfAttention(nn.Module):

@@ -51,6 +51,7 @@ def test_choice_follows_platform_and_shape(given, chosen):
 
 def test_the_reason_of_a_fallback_is_logged_once(caplog):
     choose.cache_clear()
+    module._say.cache_clear()
     with caplog.at_level(logging.INFO, module.__name__):
         for _ in range(2):
             attention(*inputs(), backend="cudnn")
