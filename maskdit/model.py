@@ -132,9 +132,7 @@ class GeneratorModel:
         """
         sampler, chosen = self._settings(sampler, steps, guidance, weak)
         count = _count(labels, count)
-        for name, value, least in (("seed", seed, 0), ("first", first, 0), ("batch", batch, 1)):
-            if not least <= value < 2**32 - count:
-                raise ModelError(f"{name} is {least} or more and below 2**32 - count, got {value}")
+        _check_numbers(count, seed, first, batch)
         numbers = np.arange(first, first + count)
         ids = self._label_ids(labels, count, seed, numbers)
         batch = min(batch, count)
@@ -308,6 +306,12 @@ def _count(labels: Labels | None, count: int | None) -> int:
     if count < 1:
         raise ModelError(f"count must be 1 or more, got {count}")
     return count
+
+
+def _check_numbers(count: int, seed: int, first: int, batch: int) -> None:
+    for name, value, least in (("seed", seed, 0), ("first", first, 0), ("batch", batch, 1)):
+        if not least <= value < 2**32 - count:
+            raise ModelError(f"{name} is {least} or more and below 2**32 - count, got {value}")
 
 
 def _nearest(word: str, options: list[str]) -> str:

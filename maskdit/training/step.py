@@ -76,7 +76,7 @@ def train_step(
     groups: tuple[str, ...],
     microbatches: int,
 ) -> tuple[TrainState, Metrics]:
-    """One step: each of the given groups is updated in turn.
+    """One step: each of the given groups is updated in turn; gives the next state and the step's metrics.
 
     Args:
       state: donated.
@@ -84,9 +84,6 @@ def train_step(
       batch: the global batch; `row` numbers its rows.
       seed: the run's key; the step and each row's number are folded into it.
       task, plan, groups, microbatches: static.
-
-    Returns:
-      The next state and the step's metrics.
     """
     metrics: Metrics = {}
     outputs: dict[str, Any] = {}
