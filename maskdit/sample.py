@@ -58,7 +58,7 @@ def sample(
     images = model.sample(
         chosen,
         count=count,
-        sampler=SAMPLERS[sampler](steps=model.sampler.steps) if sampler and model.sampler else None,
+        sampler=SAMPLERS[sampler](**({"steps": model.sampler.steps} if model.sampler else {})) if sampler else None,
         weak=load(weak, trust=trust) if weak else None,
         **settings,
     )

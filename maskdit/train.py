@@ -52,7 +52,8 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
     # A run starts from the last checkpoint of its own work directory, else from scratch.
     root = epath.Path(workdir)
     _make_directory(root)
-    started = any((root / "checkpoints").glob("[0-9]*")) if (root / "checkpoints").exists() else False
+    saved = root / "checkpoints"
+    started = saved.exists() and any(path.name.isdigit() for path in saved.iterdir())  # unfinished ones have a suffix
     config = _with_horizon(config, root, started)
     run: Run = configs.build(on_this_device(config), trust)
     task = dataclasses.replace(run.task, horizon=config.horizon)
@@ -246,6 +247,8 @@ def _evaluation_missing(run: Run, root: epath.Path, first: int) -> bool:
     """Whether the run was cut off between the checkpoint that it goes on from and that step's evaluation."""
     if not first or not (first % run.evaluation.every == 0 or first == run.steps):
         return False
+    if run.held_out is None:
+        return not (root / "samples.png").exists()
     lines = (root / "metrics.jsonl").read_text().splitlines() if (root / "metrics.jsonl").exists() else []
     return not any(f'"step": {first},' in line and '"held_out/' in line for line in lines)
 
