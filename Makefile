@@ -2,7 +2,7 @@
 # make demo      install; train a small MaskDiT on the emoji that come with the library, into runs/demo; interrupted and
 #                started again, it goes on from its last checkpoint; then how often its samples obey their labels
 # make test      install, with the developers' tools; lint; the whole test suite
-# make lint      style, format and types
+# make lint      style, format and types; shell scripts
 # make clean     remove what builds and tools left; .venv and runs stay
 #
 # PYTHON=python3.12 names the Python that .venv is made with.
@@ -26,6 +26,7 @@ lint: .venv/.installed-dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/shellcheck launch/*.sh launch/slurm.sbatch
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -65,7 +65,7 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         ema=(0.9999,),
         sampler=spec(Ancestral, steps=3 if smoke else 250),
         guidance=spec(ClassifierFree, weight=1.5, channels=3),
-        mesh=spec(MeshShape),
+        mesh=spec(MeshShape, data=1, fsdp=-1),
         checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 100_000),
         log=spec(Log, every=2 if smoke else 100),
         evaluation=spec(

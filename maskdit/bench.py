@@ -1,152 +1,139 @@
-"""`maskdit bench`: training steps in CPU-seconds, beside the matrix-product rate of the same run.
-
-Machines are noisy and shared, so what counts are shares and ratios: programs take turns in one process, their order
-reversed every round, and the rate of float32 matrix products is measured between them. A step is the training loop's
-own: loss, gradients, AdamW and an average of the weights, on resident data.
-"""
+"""`maskdit bench`: how fast a config runs here, with the programs that train and sample."""
 
 import dataclasses
-import functools
-import resource
-import time
-from collections.abc import Callable
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
 
-from maskdit.contracts import Plan
-from maskdit.networks.dit import DiT, size
-from maskdit.networks.maskdit import MaskDiT
-from maskdit.processes.ddpm import DDPM
-from maskdit.processes.edm import EDM
-from maskdit.tasks.generator import Generator
-from maskdit.tokenizers.pixels import Pixels
-from maskdit.training.mesh import unboxed
-from maskdit.training.step import create, train_step
+from maskdit import config as configs
+from maskdit.performance import gates as gated
+from maskdit.performance import measure, report
+from maskdit.performance.report import Report
+from maskdit.performance.subject import BenchError, Subject
+from maskdit.training import distributed
 
-LATENT = {"input_size": 32, "patch": 2, "channels": 4, "classes": {"label": 1000}}
-WARM = 5
-"""Steps of each program before any is timed: the allocator finds its size."""
-HALF = {**LATENT, "width": 576, "depth": 14, "heads": 8}
-DECODER = {"decoder_width": 256, "decoder_depth": 4, "decoder_heads": 8}
+PARTS = ("loader", "step", "both", "sampler", "checkpoint")
 
 
-@dataclasses.dataclass
-class Program:
-    """A training step to be timed: `step` runs it once and returns something to wait for."""
-
-    name: str
-    flops: float
-    step: Callable[[], Any]
-    seconds: list[float] = dataclasses.field(default_factory=list)
-
-
-def bench(workload: str, rounds: int = 3, steps: int = 2) -> dict[str, Program]:
-    """Times a workload and prints a table.
+@distributed.together()
+def bench(
+    config: ConfigDict,
+    name: str,
+    *,
+    parts: Sequence[str] = PARTS,
+    rounds: int = 3,
+    at: int = 0,
+    synthetic: bool = False,
+    scratch: str | None = None,
+    json_file: str | None = None,
+    against: str | None = None,
+    trust: Iterable[str] = (),
+) -> Report:
+    """Measures a config and prints a table.
 
     Args:
-      workload: `c1`: DiT-S/2 on 32 x 32 x 4 latents, batch 8. `c2`: MaskDiT (14 blocks of 576, decoder 4 of 256)
-        with 0, 50 and 75 % of the patches masked, and the plain DiT of that size, batch 4.
-      rounds: how often each program has its turn.
-      steps: steps in a turn.
+      config: a config whose top level is a `maskdit.training.run.Run`.
+      name: the config as it was asked for; the report says what differs from the config of that name.
+      parts: of `PARTS`: the loader alone, the step on a resident batch, both as in training (which measures the step
+        too), the sampler, saving and restoring a checkpoint.
+      rounds: blocks of each measurement; medians count.
+      at: the step of the run whose plan (tokens kept) is measured.
+      synthetic: whether random images take the place of the config's.
+      scratch: folder or bucket for the checkpoints; the system's temporary folder by default.
+      json_file: where to write the report.
+      against: a file written earlier, to compare with.
+      trust: packages besides `maskdit` whose classes the config may name.
+
+    Raises:
+      BenchError: for unknown parts, an unreadable data source, and a file to compare with that is of another config.
     """
-    print(f"{workload}: compiling", flush=True)
-    programs = {"c1": _c1, "c2": _c2}[workload]()
-    product = _matrix_product()
-    for program in programs:
-        jax.block_until_ready([program.step() for _ in range(WARM)])
-    rates = [product()]
-    for number in range(rounds):
-        for program in programs if number % 2 == 0 else reversed(programs):
-            begin, done = _cpu_seconds(), None
-            for _ in range(steps):
-                done = program.step()
-            jax.block_until_ready(done)
-            program.seconds.append((_cpu_seconds() - begin) / steps)
-            rates.append(product())
-    print(_table(programs, float(np.median(rates)), rates))
-    return {program.name: program for program in programs}
-
-
-def _c1() -> list[Program]:
-    network = DiT(**{**LATENT, **size("S/2")}, learned_variance=True)
-    return [_program("DiT-S/2", Generator(network, DDPM(learned_variance=True), Pixels()), batch=8)]
-
-
-def _c2() -> list[Program]:
-    plain = Generator(DiT(**HALF), EDM(), Pixels())
-    masked = Generator(MaskDiT(**HALF, **DECODER), EDM(), Pixels())
-    programs = [_program("DiT", plain, batch=4)]
-    for ratio, keep in ((0, None), (50, 128), (75, 64)):
-        programs.append(_program(f"MaskDiT, {ratio} % masked", masked, batch=4, keep=keep))
-    return programs
-
-
-def _program(name: str, task: Generator, batch: int, keep: int | None = None) -> Program:
-    """Compiles a task's training step and makes its state and data."""
-    task = dataclasses.replace(task, horizon=1000)
-    draw = np.random.default_rng(0)
-    rows = jax.device_put(
-        {
-            "image": draw.integers(0, 256, (batch, *task.layout.shape)).astype(np.uint8),
-            "label": draw.integers(0, 1000, batch).astype(np.int32),
-            "row": np.arange(batch, dtype=np.int32),
-        }
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise BenchError(f"there is no part '{unknown[0]}': use some of {', '.join(PARTS)}")
+    if rounds < 1:
+        raise BenchError(f"rounds must be 1 or more, got {rounds}")
+    if "checkpoint" in parts and not scratch and distributed.peers() is not None:
+        raise BenchError("several processes write one checkpoint: name a --scratch folder that all see")
+    if json_file and "://" not in json_file and not epath.Path(json_file).absolute().parent.is_dir():
+        raise BenchError(f"cannot write {json_file}: its folder does not exist")
+    setting = {"synthetic": synthetic, "at": at}
+    plain = json.loads(configs.to_json(config))
+    distributed.agree(verb="bench", config=plain, setting=setting, parts=list(parts), rounds=rounds)
+    earlier = report.read(against) if against else None
+    if earlier is not None and against is not None:
+        report.check_same(config, setting, earlier, against)
+    date, load = report.now(), report.load_average()
+    subject = Subject(config, synthetic, at, trust)
+    figures, notes = _measured(subject, set(parts), rounds, scratch)
+    found = Report(
+        name=name,
+        config=plain,
+        changed=configs.differences(config, configs.load(name)),
+        setting=setting,
+        hardware=report.hardware(),
+        mesh=dict(subject.devices.shape),
+        versions=report.versions(),
+        date=date,
+        load=load,
+        notes=[_what(subject, synthetic), *notes],
+        figures=report.named(figures),
     )
-    seed = jax.random.key(0)
-    frozen: dict[str, Any] = {"tokenizer": {}}
-    state = jax.jit(lambda key: unboxed(create(task, (0.9999,), rows, key)))(seed)
-    step = functools.partial(train_step, task=task, plan=Plan(keep), groups=("generator",), microbatches=1)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, rows, seed).compile()
-    holder = [state]
-
-    def run() -> Any:
-        holder[0], metrics = compiled(holder[0], frozen, rows, seed)
-        return metrics["loss"]
-
-    return Program(name, 6.0 * task.network.macs(keep) * batch, run)
+    if distributed.is_first():
+        print(found.table(earlier))
+        if json_file:
+            found.write(json_file)
+    return found
 
 
-def _matrix_product(repeats: int = 30) -> Callable[[], float]:
-    """A function that measures float32 matrix products, in FLOP per CPU-second."""
-    draw = np.random.default_rng(0)
-    a, w, v = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in ((2048, 384), (384, 1536), (1536, 384)))
-    both = jax.jit(lambda a, w, v: (a @ w) @ v)
-    both(a, w, v).block_until_ready()
+def gates(rounds: int = 3, json_file: str | None = None) -> list[gated.Gate]:
+    """Measures the gates of a CPU and prints the table; takes minutes.
 
-    def measure() -> float:
-        begin, done = _cpu_seconds(), None
-        for _ in range(repeats):
-            done = both(a, w, v)
-        jax.block_until_ready(done)
-        return repeats * 4.0 * 2048 * 384 * 1536 / (_cpu_seconds() - begin)
+    Args:
+      rounds: turns of each program.
+      json_file: where to write the rows.
 
-    return measure
+    Raises:
+      BenchError: where the backend is no CPU.
+    """
+    if jax.default_backend() != "cpu":
+        raise BenchError(f"the gates are those of a CPU, this is a {jax.default_backend()}: set JAX_PLATFORMS=cpu")
+    head = {"date": report.now(), "load": report.load_average(), **report.hardware(), **report.versions()}
+    rows = gated.measure(rounds)
+    print(
+        f"{head['date']}: {head['cores']} cores of {head['host']}, load average {head['load'] or 0:.1f}, jax {head['jax']}"
+    )
+    print(gated.table(rows))
+    if json_file:
+        rows_json: list[dict[str, Any]] = [dataclasses.asdict(row) for row in rows]
+        epath.Path(json_file).write_text(json.dumps({**head, "gates": rows_json}, indent=2) + "\n")
+    return rows
 
 
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def _measured(
+    subject: Subject, parts: set[str], rounds: int, scratch: str | None
+) -> tuple[list[report.Figure], list[str]]:
+    """Figures of the parts asked for. The step comes first: its peak of memory and its start are then its own."""
+    figures: list[report.Figure] = []
+    notes: list[str] = []
+    if parts & {"step", "both"}:
+        figures, notes = measure.stepping(subject, rounds, loaded="both" in parts)
+    if "loader" in parts:
+        figures = measure.loading(subject, rounds) + figures
+    if "checkpoint" in parts:
+        with tempfile.TemporaryDirectory() as temporary:
+            figures += measure.saving(subject, rounds, scratch or temporary)
+    sampler = measure.sampling(subject, rounds) if "sampler" in parts else []
+    if "sampler" in parts and not sampler:
+        notes.append("no sampler: the config has none")
+    return figures + sampler, notes
 
 
-def _table(programs: list[Program], rate: float, rates: list[float]) -> str:
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {jax.default_backend()}; float32 matrix products: median "
-        f"{rate / 1e9:.0f}, {min(rates) / 1e9:.0f} to {max(rates) / 1e9:.0f} GFLOP per CPU-second",
-        f"{'program':<24}{'CPU-s per step':>16}{'min':>8}{'GFLOP':>9}{'share of rate':>15}",
-    ]
-    for program in programs:
-        median, least = float(np.median(program.seconds)), min(program.seconds)
-        share = program.flops / median / rate
-        lines.append(f"{program.name:<24}{median:>16.3f}{least:>8.3f}{program.flops / 1e9:>9.1f}{share:>14.0%}")
-    medians = {program.name: float(np.median(program.seconds)) for program in programs}
-    if len(programs) > 1:
-        half, quarter = medians["MaskDiT, 50 % masked"], medians["MaskDiT, 75 % masked"]
-        lines += [
-            f"50 % masked against own unmasked step   {medians['MaskDiT, 0 % masked'] / half:.2f}x",
-            f"50 % masked against the plain DiT       {medians['DiT'] / half:.2f}x",
-            f"75 % masked against own unmasked step   {medians['MaskDiT, 0 % masked'] / quarter:.2f}x",
-        ]
-    return "\n".join(lines)
+def _what(subject: Subject, synthetic: bool) -> str:
+    run = subject.run
+    data = "random images in memory" if synthetic else type(run.data.source).__name__
+    rows = f"batch {run.batch} in {run.microbatches} part(s)"
+    return f"{subject.parameters:,} parameters; {rows}, {run.data.size} pixels, {data}"

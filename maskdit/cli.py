@@ -6,6 +6,7 @@ process is set up.
 
 import argparse
 import contextlib
+import itertools
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from absl import logging as absl_logging
 
 from maskdit import config as configs
 from maskdit.training.allocator import keep_pages
+from maskdit.training.xla import compile_only, keep_programs
 
 _OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --config.task.network.width=96."
 
@@ -32,12 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # configs and their classes are found as by `python -m`
     try:
         with _speaking():
+            if getattr(args, "topology", None):
+                compile_only()
+            keep_programs()
             args.run(args, overrides)
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MASKDIT_TRACEBACK") or not _ours(error):
             raise
         hint = "" if type(error).__module__.startswith("maskdit.") else " (MASKDIT_TRACEBACK=1 shows where)"
         print(f"maskdit {args.verb}: {error}{hint}", file=sys.stderr)
+        from maskdit.training import distributed
+
+        distributed.leave()
         return 1
     return 0
 
@@ -66,7 +74,7 @@ def _speaking() -> Iterator[None]:
 def _train(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit.train import train
 
-    train(_config(args, overrides), args.workdir, args.trust)
+    train(_config(args, overrides), args.workdir, args.trust, args.profile)
 
 
 def _sample(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -109,15 +117,53 @@ def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 
 def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
-    from maskdit.describe import describe
+    from maskdit import describe
 
-    print(describe(_config(args, overrides), args.trust))
+    on_slice = args.all or args.latents or args.only or args.sweep
+    if args.all == (args.config is not None) or (on_slice and args.topology is None):
+        raise ValueError("describe takes a config or --all; --all, --latents, --only and --sweep go with --topology")
+    if args.all:
+        parts = describe.describe_all(args.topology, overrides, latents=args.latents, only=args.only)
+    else:
+        config = _config(args, overrides)
+        parts = iter(() if args.sweep else (describe.describe(config, args.trust),))
+        if args.topology:
+            sweep = _sweep(args.sweep) if args.sweep else None
+            how = {"latents": args.latents, "only": args.only, "sweep": sweep}
+            on = describe.describe_slice(config, args.topology, args.trust, **how)
+            parts = itertools.chain(parts, on)
+    for part in parts:
+        print(part, flush=True)
 
 
 def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
-    from maskdit.bench import bench
+    from maskdit import bench
+    from maskdit.performance import workloads
 
-    bench(args.workload, rounds=args.rounds)
+    if args.gates == (args.config is not None):
+        raise bench.BenchError("bench takes a config, one of c1 and c2, or --gates")
+    if args.gates or args.config in workloads.NAMES:
+        others = ("parts", "at", "synthetic", "scratch", "against", *(() if args.gates else ("json",)))
+        given = [*(f"config.{path}" for path, _ in overrides), *(name for name in others if getattr(args, name))]
+        if given:
+            raise bench.BenchError(f"bench {args.config or '--gates'} takes no --{given[0]}: that goes with a config")
+    if args.gates:
+        bench.gates(args.rounds, args.json)
+    elif args.config in workloads.NAMES:
+        workloads.measure(args.config, args.rounds)
+    else:
+        bench.bench(
+            _config(args, overrides),
+            args.config,
+            parts=tuple(args.parts.split(",")) if args.parts else bench.PARTS,
+            rounds=args.rounds,
+            at=args.at,
+            synthetic=args.synthetic,
+            scratch=args.scratch,
+            json_file=args.json,
+            against=args.against,
+            trust=args.trust,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,6 +175,9 @@ def _parser() -> argparse.ArgumentParser:
         "--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file"
     )
     train.add_argument("--workdir", required=True, help="where the run lives; a run that was interrupted goes on")
+    train.add_argument(
+        "--profile", metavar="FIRST:COUNT", help="trace these steps, counted from 1, into WORKDIR/profile"
+    )
 
     sample = _verb(verbs, "sample", _sample, "draw images from a trained model")
     _model_arguments(sample)
@@ -153,13 +202,38 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
 
     describe = _verb(verbs, "describe", _describe, "parameters, tokens, FLOPs and bytes of a config", epilog=_OVERRIDES)
-    describe.add_argument("config", metavar="NAME|FILE[:variant]")
-
-    bench = _verb(verbs, "bench", _bench, "time training steps against this machine's matrix products")
-    bench.add_argument(
-        "workload", choices=("c1", "c2"), help="c1: DiT-S/2, batch 8; c2: MaskDiT at 0, 50 and 75 %% masked, and DiT"
+    describe.add_argument("config", nargs="?", metavar="NAME|FILE[:variant]")
+    describe.add_argument(
+        "--topology", metavar="v5e:4x4", help="compile for this slice of TPUs: memory, collectives, estimated cycles"
     )
-    bench.add_argument("--rounds", type=int, default=3, help="alternating rounds (3)")
+    describe.add_argument("--all", action="store_true", help="a table of every config that ships, on the slice")
+    describe.add_argument("--latents", action="store_true", help="training on latents that were encoded beforehand")
+    describe.add_argument("--only", choices=("training", "sampling"), help="one kind of program on the slice")
+    describe.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        action="append",
+        metavar="NAME=VALUE,...",
+        help="try meshes (mesh=1x16x1,..: data x fsdp x tensor), remat policies (remat=none,..) and batches"
+        " (batch=256,..) on the slice, and name the best that fits; given alone, usual meshes and policies",
+    )
+
+    bench = _verb(verbs, "bench", _bench, "measure how fast a config runs here", epilog=_OVERRIDES)
+    bench.add_argument(
+        "config",
+        nargs="?",
+        metavar="NAME|FILE[:variant]|c1|c2",
+        help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4)",
+    )
+    bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
+    bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
+    bench.add_argument("--at", type=int, default=0, metavar="STEP", help="step of the run whose plan is measured (0)")
+    bench.add_argument("--synthetic", action="store_true", help="random images and labels in place of the config's")
+    bench.add_argument("--scratch", metavar="DIR", help="where checkpoints are timed (the temporary folder)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures")
+    bench.add_argument("--against", metavar="FILE", help="compare with what --json wrote earlier, of the same config")
+    bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")
     return parser
 
 
@@ -168,14 +242,9 @@ def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argpa
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
     )
     parser.set_defaults(run=run)
-    if name != "bench":
-        parser.add_argument(
-            "--trust",
-            action="append",
-            default=[],
-            metavar="PACKAGE",
-            help="a package whose classes the config may name",
-        )
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
+    )
     return parser
 
 
@@ -206,6 +275,10 @@ def _config(args: Any, overrides: list[tuple[str, str]]) -> Any:
     for path, text in overrides:
         configs.override_text(config, path, text)
     return config
+
+
+def _sweep(texts: list[str]) -> dict[str, list[str]]:
+    return {name: values.split(",") for name, _, values in (text.partition("=") for text in texts if text)}
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -13,7 +13,6 @@ import ast
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import json
 import pathlib
 import types
@@ -21,6 +20,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict, config_dict
 
 TARGET = "target"
@@ -88,8 +88,7 @@ def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None)
       ConfigError: for an unknown name or variant, and for an override that does not exist (the nearest is named) or
         is of another type.
     """
-    path, _, variant = resolve(str(source)).partition(":")
-    config = _get_config(path, variant)
+    config = _get_config(*_cut(resolve(str(source))))
     for key, value in (overrides or {}).items():
         override(config, key, value)
     return config
@@ -197,18 +196,18 @@ def names() -> list[str]:
 
 
 def resolve(source: str) -> str:
-    """Turns `NAME[:variant]` into `path/to/NAME.py[:variant]`; a path to a file stays.
+    """Turns `NAME[:variant]` into `path/to/NAME.py[:variant]`; a path to a file, local or `gs://`, stays.
 
     Raises:
       ConfigError: where there is neither such a file nor such a name.
     """
-    name, colon, variant = source.partition(":")
-    if pathlib.Path(name).is_file():
+    name, variant = _cut(source)
+    if "://" in name or pathlib.Path(name).is_file():
         return source
     path = _configs_dir() / f"{pathlib.Path(name).stem}.py"
     if not path.is_file() or (name.endswith(".py") and "/" in name and not name.startswith("configs/")):
-        raise ConfigError(f"no config file '{name}' and no config of that name; {_nearest(name, names())}")
-    return f"{path}{colon}{variant}"
+        raise ConfigError(f"no config file '{name}' and no config of that name; {nearest(name, names())}")
+    return f"{path}:{variant}" if variant else str(path)
 
 
 def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
@@ -220,7 +219,7 @@ def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
         known = {name: f for name, f in known.items() if name not in _LINEN_FIELDS}
     for key in fields:
         if key not in known:
-            raise ConfigError(f"{cls.__name__} has no field '{key}'; {_nearest(key, list(known))}")
+            raise ConfigError(f"{cls.__name__} has no field '{key}'; {nearest(key, list(known))}")
     if TARGET in known:
         raise ConfigError(
             f"{cls.__name__} has a field '{TARGET}', where specs keep the class: give the field another name"
@@ -299,14 +298,21 @@ def _import(target: str) -> Any:
     return found
 
 
+def _cut(source: str) -> tuple[str, str]:
+    """`PATH[:variant]` in two."""
+    head, slashes, tail = source.rpartition("://")
+    name, _, variant = tail.partition(":")
+    return head + slashes + name, variant
+
+
 def _get_config(path: str, variant: str) -> ConfigDict:
-    loaded = importlib.util.spec_from_file_location(f"maskdit_config_{pathlib.Path(path).stem}", path)
-    if loaded is None or loaded.loader is None:
+    if not path.endswith(".py"):
         raise ConfigError(f"'{path}' is not a Python file")
-    module = importlib.util.module_from_spec(loaded)
+    module = types.ModuleType(f"maskdit_config_{pathlib.Path(path).stem}")
+    module.__file__ = path
     try:
-        loaded.loader.exec_module(module)
-    except ImportError as error:
+        exec(compile(epath.Path(path).read_text(), path, "exec"), module.__dict__)
+    except (ImportError, OSError) as error:
         raise ConfigError(f"'{path}' cannot be read: {error}") from error
     if not hasattr(module, "get_config"):
         raise ConfigError(f"'{path}' defines no get_config(variant)")
@@ -327,10 +333,11 @@ def _configs_dir() -> pathlib.Path:
 
 
 def _unknown(path: str, part: str, options: list[str]) -> str:
-    return f"there is no config.{path}; {_nearest(part, options)}"
+    return f"there is no config.{path}; {nearest(part, options)}"
 
 
-def _nearest(word: str, options: list[str]) -> str:
+def nearest(word: str, options: list[str]) -> str:
+    """For a word that is none of the options: which was perhaps meant, or which there are."""
     close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"there are: {', '.join(sorted(options)) or 'none'}"
 

@@ -1,12 +1,13 @@
-"""`maskdit describe`: what a config costs, without running it.
+"""`maskdit describe`: what a config costs, without running it, and what it needs on a slice of TPUs.
 
 FLOPs count a multiply-add as two and follow from the network's formula (`macs`); a training step is three forward
-passes, recomputation not counted. The tokenizer's are counted by XLA.
+passes, recomputation not counted. The tokenizer's are counted by XLA. For a slice, the programs are compiled ahead of
+time by the TPU compiler, on any machine.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from ml_collections import ConfigDict
 
 from maskdit import config as configs
 from maskdit.contracts import Latents
+from maskdit.performance import slices
+from maskdit.performance.topology import topology
 from maskdit.samplers.sampling import network_calls
 from maskdit.tasks import task as tasks
 from maskdit.training.mesh import unboxed
@@ -34,6 +37,61 @@ def describe(config: ConfigDict, trust: Iterable[str] = ()) -> str:
     rows = [*_state_rows(task, run), *_plan_rows(task, run), *_sampling_rows(task, run)]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def describe_slice(
+    config: ConfigDict,
+    name: str,
+    trust: Iterable[str] = (),
+    *,
+    latents: bool = False,
+    only: str | None = None,
+    samples: int = 4,
+    sweep: Mapping[str, Sequence[str]] | None = None,
+) -> Iterator[str]:
+    """What a config's training steps and sampler need on a slice of TPUs, part by part: compiling takes minutes.
+
+    Args:
+      config: a config whose top level is a `maskdit.training.run.Run`.
+      name: of the slice, such as `v5e:4x4`.
+      trust: packages besides `maskdit` whose classes the config may name.
+      latents: whether training takes latents that were encoded beforehand, without the tokenizer.
+      only: `training` or `sampling`, for one kind of program.
+      samples: images that the sampler makes at once on each chip.
+      sweep: where given, combinations are tried instead; see `maskdit.performance.slices.sweep`.
+
+    Raises:
+      TopologyError, ValueError: for a slice that does not exist, a mesh or batch that does not divide.
+    """
+    place = topology(name)
+    if sweep is not None:
+        yield from slices.sweep(config, place, latents, tuple(trust), sweep)
+    else:
+        yield from slices.describe_on(configs.build(config, trust), place, latents, only, samples)
+
+
+def describe_all(
+    name: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    latents: bool = False,
+    only: str | None = None,
+    samples: int = 4,
+) -> Iterator[str]:
+    """Rows of a table: every config that ships, on a slice of TPUs.
+
+    Args:
+      name: of the slice.
+      overrides: path and text of entries to set in every config.
+      latents, only, samples: see `describe_slice`.
+    """
+    place = topology(name)
+    yield slices.header(place)
+    for entry in configs.names():
+        config = configs.load(entry)
+        for path, value in overrides:
+            configs.override_text(config, path, value)
+        yield from slices.rows(entry, configs.build(config), place, latents, only, samples)
 
 
 def _state_rows(task: Any, run: Run) -> list[tuple[str, str]]:

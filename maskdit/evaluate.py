@@ -11,6 +11,7 @@ from etils import epath
 
 from maskdit.evals import labels
 from maskdit.model import load
+from maskdit.training import distributed
 
 
 class EvaluationError(ValueError):
@@ -71,6 +72,7 @@ METRICS: dict[str, Callable[[Any, Settings], list[Figure]]] = {"labels": label_o
 """What `--metrics` may name."""
 
 
+@distributed.together()
 def evaluate(
     workdir: str,
     metrics: Sequence[str] = ("labels",),
@@ -83,6 +85,8 @@ def evaluate(
     trust: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Measures a trained model, prints a table, and writes the figures to `evaluation.json` in its work directory.
+
+    Several processes measure together; the first one prints and writes.
 
     Args:
       workdir: the model's work directory, or a file written by `maskdit.save`, beside which the figures then go.
@@ -106,19 +110,23 @@ def evaluate(
     if num < 1 or not seeds:
         raise EvaluationError(f"an evaluation takes 1 or more images and seeds, got num={num} and {len(seeds)} seeds")
     root, is_file = epath.Path(workdir), str(workdir).endswith(".npz")
+    distributed.agree(verb="evaluate", workdir=str(workdir), metrics=list(metrics), num=num, seeds=list(seeds))
+    distributed.agree(steps=steps, guidance=guidance, ema=ema, step=step, trust=list(trust))
     model = load(workdir, ema=ema, step=step, trust=trust)
     settings = Settings(num, tuple(int(seed) for seed in seeds), steps, guidance)
     figures = [figure for name in metrics for figure in METRICS[name](model, settings)]
-    print(table(figures, settings))
+    if distributed.is_first():
+        print(table(figures, settings))
     record = {
         "metrics": {f.name: {"values": f.values, "mean": float(np.mean(f.values)), **f.beside} for f in figures},
         **_settings(model, settings),
-        "ema": None if is_file else _average(model, ema),
-        "step": _last_step(root) if step is None and not is_file else step,
+        "ema": model.ema,
+        "step": model.step,
         "versions": {name: importlib.metadata.version(name) for name in ("maskdit", "jax", "flax")},
     }
     out = root.with_suffix(".evaluation.json") if is_file else root / "evaluation.json"
-    out.write_text(json.dumps(record, indent=2) + "\n")
+    if distributed.is_first():
+        out.write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -162,12 +170,3 @@ def _settings(model: Any, settings: Settings) -> dict[str, Any]:
         "steps": getattr(sampler, "steps", None) if settings.steps is None else settings.steps,
         "guidance": getattr(guidance, "weight", None) if settings.guidance is None else settings.guidance,
     }
-
-
-def _average(model: Any, ema: str) -> str:
-    return str(next(iter(model.config.ema), "none")) if ema == "default" else ema
-
-
-def _last_step(root: epath.Path) -> int | None:
-    steps = [int(path.name) for path in (root / "checkpoints").iterdir() if path.name.isdigit()]
-    return max(steps, default=None)

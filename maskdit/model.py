@@ -1,7 +1,10 @@
-"""Trained models: `load` one from a work directory; `sample`, `encode` and `decode` with it."""
+"""Trained models: `load` one from a work directory; `sample`, `encode` and `decode` with it.
+
+A model computes on all devices, each with rows of its own. Under several processes all of them make the same calls and
+get the same results.
+"""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,16 +12,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit.config import nearest
 from maskdit.contracts import Array, Cond, Latents, PyTree, bind
 from maskdit.draw import Draw
 from maskdit.samplers.guidance import ClassifierFree, WeakNetwork
 from maskdit.samplers.sampling import network_calls
 from maskdit.samplers.sampling import sample as run_sampler
 from maskdit.tokenizers.pixels import to_float, to_uint8
-from maskdit.training import checkpoint
+from maskdit.training import checkpoint, distributed, placement
+from maskdit.training.mesh import MeshShape, replicated
 from maskdit.training.precision import on_this_device
 
 Labels = Mapping[str, str | int | Sequence[str | int]]
@@ -39,7 +45,7 @@ def load(path: str, *, ema: str = "default", step: int | None = None, trust: Ite
       trust: packages besides `maskdit` whose classes the checkpoint's config may build.
 
     Returns:
-      The model that the run's task makes, such as a `GeneratorModel`.
+      The model that the run's task makes, such as a `GeneratorModel`, with a copy on every device.
 
     Raises:
       ModelError, CheckpointError: where there is no such checkpoint, average or step; the message names those there
@@ -50,12 +56,13 @@ def load(path: str, *, ema: str = "default", step: int | None = None, trust: Ite
             raise ModelError(f"{path} holds one set of weights: ema and step choose among those of a work directory")
         stored = checkpoint.read_file(path)
     else:
-        stored = checkpoint.read(path, ema=ema, step=step)
+        everywhere = replicated(MeshShape().make())
+        stored = checkpoint.read(path, ema=ema, step=step, place=functools.partial(jax.tree.map, lambda _: everywhere))
     config = configs.from_json(stored.meta["config"])
     task = configs.build(on_this_device(config).task, trust, horizon=config.horizon)
     model = task.model(stored.variables, {k: tuple(v) for k, v in stored.meta["vocabulary"].items()})
     parts = {key: configs.build(config[key], trust) for key in ("sampler", "guidance") if config.get(key) is not None}
-    return dataclasses.replace(model, config=config, **parts)
+    return dataclasses.replace(model, config=config, ema=stored.ema, step=stored.meta.get("step"), **parts)
 
 
 def save(model: Any, path: str, dtype: str = "float32") -> None:
@@ -71,8 +78,13 @@ def save(model: Any, path: str, dtype: str = "float32") -> None:
     """
     if not str(path).endswith(".npz"):
         raise ModelError(f"a model file ends in .npz, got {path}")
-    meta = {"config": configs.to_json(model.config), "vocabulary": model.vocabulary, "ema": []}
-    checkpoint.write_file(path, checkpoint.Stored(model.variables, meta), dtype)
+    averages = [] if model.ema == "none" else [model.ema]
+    meta = {"config": configs.to_json(model.config), "vocabulary": model.vocabulary, "ema": averages}
+    if model.step is not None:
+        meta["step"] = model.step
+    if distributed.is_first():
+        checkpoint.write_file(path, checkpoint.Stored(model.variables, meta), dtype)
+    distributed.barrier()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +97,9 @@ class GeneratorModel:
       vocabulary: label name -> class names.
       sampler, guidance: what `sample` uses where nothing else is asked for.
       config: the run's config.
+      ema: the average that the weights are; `none` for raw ones.
+      step: updates done; None where it is not known.
+      devices: the mesh to compute on; None for all devices, each with a copy of the weights.
     """
 
     task: Any
@@ -93,6 +108,9 @@ class GeneratorModel:
     sampler: Any = None
     guidance: Any = None
     config: ConfigDict | None = None
+    ema: str = "none"
+    step: int | None = None
+    devices: Mesh | None = None
 
     def sample(
         self,
@@ -119,7 +137,7 @@ class GeneratorModel:
           guidance: weight of the guidance, 1 for none; None for the model's own.
           seed: of all draws.
           first: number of the first image: with `count` 8, images 8 to 15 of a seed have `first` 8.
-          batch: images made at once.
+          batch: images made at once; as many more as it takes to occupy all devices alike.
           sampler: another sampler than the model's own.
           weak: a weaker model to guide with (autoguidance), in place of dropped labels.
 
@@ -135,26 +153,17 @@ class GeneratorModel:
         _check_numbers(count, seed, first, batch)
         numbers = np.arange(first, first + count)
         ids = self._label_ids(labels, count, seed, numbers)
-        batch = min(batch, count)
-        images = []
-        for start in range(0, count, batch):
-            # the last batch is filled up, so that one program serves all
-            rows = np.minimum(np.arange(start, start + batch), count - 1)
-            made = _sample(
-                jax.device_put(self.variables),
-                jax.device_put(np.uint32(seed)),
-                jax.device_put(numbers[rows].astype(np.uint32)),
-                jax.device_put({name: values[rows] for name, values in ids.items()}),
-                jax.device_put(weak.variables["params"]["network"]) if weak else None,
-                network=self.task.network,
-                process=self.task.process,
-                tokenizer=self.task.tokenizer,
-                sampler=sampler,
-                guidance=chosen,
-                weak_network=weak.task.network if weak else None,
-            )
-            images.append(jax.device_get(made)[: count - start])
-        return np.concatenate(images)
+        program = sampling_program(self.task, sampler, chosen, weak.task if weak else None)
+        devices = self._devices
+        weak_params = weak.variables["params"]["network"] if weak else None
+        inputs = placement.spread((self.variables, weak_params, np.uint32(seed)), replicated(devices))
+
+        def made(inputs: PyTree, rows: tuple[Array, dict[str, Array]]) -> Array:
+            variables, weak_params, seed = inputs
+            return program(variables, seed, *rows, weak_params)
+
+        rows = placement.parts((numbers.astype(np.uint32), ids), batch, devices)
+        return np.concatenate([placement.by_rows(made, devices, inputs, part) for part in rows])[:count]
 
     def labels(
         self, labels: Labels | None = None, *, count: int | None = None, seed: int = 0, first: int = 0
@@ -189,8 +198,9 @@ class GeneratorModel:
             images = np.asarray(to_float(jnp.asarray(images)))
         elif not np.isfinite(images).all() or np.abs(images).max() > 1.001:
             raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
+        program = functools.partial(_encode, tokenizer=self.task.tokenizer)
         frozen = self.variables["frozen"]["tokenizer"]
-        return np.asarray(_encode(frozen, images.astype(np.float32), tokenizer=self.task.tokenizer))
+        return placement.by_rows(program, self._devices, frozen, images.astype(np.float32))
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Images uint8 `[B, H, W, 3]` of latents `[B, h, w, c]`.
@@ -202,12 +212,18 @@ class GeneratorModel:
         if latents.ndim != 4 or latents.shape[-1] != self.task.tokenizer.latent.channels:
             channels = self.task.tokenizer.latent.channels
             raise ModelError(f"latents are [B, h, w, {channels}], got {list(latents.shape)}")
-        return np.asarray(_decode(self.variables["frozen"]["tokenizer"], latents, tokenizer=self.task.tokenizer))
+        program = functools.partial(_decode, tokenizer=self.task.tokenizer)
+        return placement.by_rows(program, self._devices, self.variables["frozen"]["tokenizer"], latents)
 
     def predict(self, x: Array, t: Array, labels: Mapping[str, Array]) -> Any:
         """The bare network's `Prediction` for inputs `[B, ...]`, times `[B]` and label ids `[B]`."""
-        network = bind(self.task.network, self.variables["params"]["network"])
-        return network(x, t, Cond(labels={name: jnp.asarray(ids) for name, ids in labels.items()}))
+        everything = (self.variables["params"]["network"], x, t, Cond(labels=dict(labels)))
+        params, x, t, cond = placement.spread(everything, replicated(self._devices))
+        return bind(self.task.network, params)(x, t, cond)
+
+    @property
+    def _devices(self) -> Mesh:
+        return MeshShape().make() if self.devices is None else self.devices
 
     def _settings(self, sampler: Any, steps: int | None, weight: float | None, weak: Any) -> tuple[Any, Any]:
         sampler = sampler or self.sampler
@@ -239,7 +255,7 @@ class GeneratorModel:
             return {name: np.asarray(draw.integers(name, (count,), 0, size)) for name, size in names.items()}
         for name in labels:
             if name not in names:
-                raise ModelError(f"this model has no label '{name}'; {_nearest(name, list(names))}")
+                raise ModelError(f"this model has no label '{name}'; {nearest(name, list(names))}")
         missing = [name for name in names if name not in labels]
         if missing:
             raise ModelError(
@@ -258,7 +274,7 @@ class GeneratorModel:
             if isinstance(item, str) and item not in known and item.isdigit():
                 item = int(item)
             if isinstance(item, str) and item not in known:
-                raise ModelError(f"label '{name}' has no class '{item}'; {_nearest(item, list(known))}")
+                raise ModelError(f"label '{name}' has no class '{item}'; {nearest(item, list(known))}")
             number = known.index(item) if isinstance(item, str) else int(item)
             if not 0 <= number < len(known):
                 raise ModelError(f"label '{name}' has classes 0 to {len(known) - 1}, got {number}")
@@ -266,27 +282,38 @@ class GeneratorModel:
         return np.asarray(ids, np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("network", "process", "tokenizer", "sampler", "guidance", "weak_network"))
-def _sample(
-    variables: PyTree,
-    seed: Array,
-    numbers: Array,
-    labels: dict[str, Array],
-    weak_params: PyTree,
-    *,
-    network: Any,
-    process: Any,
-    tokenizer: Any,
-    sampler: Any,
-    guidance: Any,
-    weak_network: Any,
-) -> Array:
-    predict = bind(network, variables["params"]["network"])
-    weak = None if weak_network is None else bind(weak_network, weak_params)
-    draw = Draw(jax.random.key(seed)).named("sample").at(numbers)
-    shape = (numbers.shape[0], *network.layout.shape)
-    z = run_sampler(process, sampler, predict, draw, shape, Cond(labels=labels), guidance=guidance, weak=weak)
-    return to_uint8(tokenizer.apply(variables["frozen"]["tokenizer"], Latents(values=z), method="decode"))
+def sampling_program(task: Any, sampler: Any, guidance: Any = None, weak: Any = None) -> Any:
+    """The jitted program of a sampling run with decoding.
+
+    Args:
+      task: a `maskdit.tasks.generator.Generator`.
+      sampler, guidance: settings.
+      weak: the task of the network that the guidance needs, if any.
+
+    Returns:
+      `program(variables, seed, numbers, labels, weak_params=None)`: variables as a `GeneratorModel` has them, the seed
+      uint32, numbers of the images uint32 `[B]`, label ids int32 `[B]` by name; it gives images uint8 `[B, H, W, 3]`.
+    """
+    weak_network = None if weak is None else weak.network
+    return _sampling_program(task.network, task.process, task.tokenizer, sampler, guidance, weak_network)
+
+
+@functools.cache
+def _sampling_program(
+    network: Any, process: Any, tokenizer: Any, sampler: Any, guidance: Any, weak_network: Any
+) -> Any:
+    @jax.jit
+    def program(
+        variables: PyTree, seed: Array, numbers: Array, labels: dict[str, Array], weak_params: PyTree = None
+    ) -> Array:
+        predict = bind(network, variables["params"]["network"])
+        weak = None if weak_network is None else bind(weak_network, weak_params)
+        draw = Draw(jax.random.key(seed)).named("sample").at(numbers)
+        shape = (numbers.shape[0], *network.layout.shape)
+        z = run_sampler(process, sampler, predict, draw, shape, Cond(labels=labels), guidance=guidance, weak=weak)
+        return to_uint8(tokenizer.apply(variables["frozen"]["tokenizer"], Latents(values=z), method="decode"))
+
+    return program
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer",))
@@ -312,9 +339,3 @@ def _check_numbers(count: int, seed: int, first: int, batch: int) -> None:
     for name, value, least in (("seed", seed, 0), ("first", first, 0), ("batch", batch, 1)):
         if not least <= value < 2**32 - count:
             raise ModelError(f"{name} is {least} or more and below 2**32 - count, got {value}")
-
-
-def _nearest(word: str, options: list[str]) -> str:
-    close = difflib.get_close_matches(word, options, n=1)
-    listed = f"there are: {', '.join(options)}" if options else "it has none"
-    return f"did you mean '{close[0]}'? {listed}" if close else listed

@@ -1,19 +1,21 @@
 """`maskdit sample`: images from a trained model, as a picture and as an array."""
 
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from maskdit.evals import pictures
 from maskdit.model import GeneratorModel, ModelError, load
 from maskdit.samplers.ancestral import DDIM, Ancestral
 from maskdit.samplers.heun import Euler, Heun
+from maskdit.training import distributed
 
 SAMPLERS: dict[str, Any] = {"heun": Heun, "euler": Euler, "ddim": DDIM, "ancestral": Ancestral}
 
 
+@distributed.together()
 def sample(
     workdir: str,
     labels: Sequence[dict[str, str]] = (),
@@ -28,7 +30,7 @@ def sample(
     trust: Iterable[str] = (),
     **settings: Any,
 ) -> np.ndarray:
-    """Loads a model, draws images and writes them.
+    """Loads a model, draws images and writes them. Several processes draw together; the first one writes.
 
     Args:
       workdir: the model's work directory.
@@ -44,8 +46,11 @@ def sample(
     Raises:
       ModelError: for a model that draws no images, or an unknown sampler.
     """
+    asked = {"labels": list(labels), "out": out, "npz": npz, "count": count, "sampler": sampler, "weak": weak}
+    chosen_model = {"ema": ema, "step": step, "trust": list(trust)}
+    distributed.agree(verb="sample", workdir=str(workdir), **asked, **chosen_model, **settings)
     for path in (out, npz):
-        if path and "://" not in path and not pathlib.Path(path).absolute().parent.is_dir():
+        if path and "://" not in path and not distributed.first(epath.Path(path).absolute().parent.is_dir):
             raise ModelError(f"cannot write {path}: its folder does not exist")
     model = load(workdir, ema=ema, step=step, trust=trust)
     if not isinstance(model, GeneratorModel):
@@ -62,12 +67,15 @@ def sample(
         weak=load(weak, trust=trust) if weak else None,
         **settings,
     )
+    if not distributed.is_first():
+        return images
     if out or not npz:
         pictures.save_png(out or "samples.png", pictures.grid(images))
         print(f"wrote {out or 'samples.png'}: {len(images)} images")
     if npz:
         drawn = model.labels(chosen, count=count, seed=settings.get("seed", 0), first=settings.get("first", 0))
         npz = npz if npz.endswith(".npz") else f"{npz}.npz"
-        np.savez_compressed(npz, arr_0=images, **{name: np.array(values) for name, values in drawn.items()})  # type: ignore[arg-type]
+        with epath.Path(npz).open("wb") as file:
+            np.savez_compressed(file, arr_0=images, **{name: np.array(values) for name, values in drawn.items()})  # type: ignore[arg-type]
         print(f"wrote {npz}: arr_0 {list(images.shape)} uint8" + "".join(f", {name}" for name in drawn))
     return images

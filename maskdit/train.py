@@ -1,14 +1,14 @@
 """`maskdit train`: the one training loop.
 
 Mesh, data, task, restore, step, log, save, evaluate, in the order of reading. Networks, losses and data enter
-through the config; nothing here knows them.
+through the config; nothing here knows them. Several processes run all of it side by side, each with its own rows and
+parts of the state; the first one writes what is written once.
 """
 
 import contextlib
 import dataclasses
-import functools
+import json
 import logging
-import signal
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,10 +23,12 @@ from maskdit.contracts import PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
 from maskdit.tasks import task as tasks
-from maskdit.training import checkpoint, evaluation, mesh
+from maskdit.training import checkpoint, distributed, evaluation, mesh, placement
 from maskdit.training.precision import on_this_device
+from maskdit.training.profiling import Profiler, Window
 from maskdit.training.run import LOADER_MAY_CHANGE, MAY_CHANGE, Run
-from maskdit.training.step import TrainState, create, train_step
+from maskdit.training.step import TrainState, abstract_state, compiled, create, lower
+from maskdit.training.stopping import stopping
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,25 +37,36 @@ class TrainingError(RuntimeError):
     """A run that cannot start or go on; the message says what to do."""
 
 
-def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainState:
+@distributed.together()
+def train(
+    config: ConfigDict, workdir: str, trust: Iterable[str] = (), profile: str | Window | None = None
+) -> TrainState:
     """Trains what a config describes, from its last checkpoint if the work directory has one.
 
     Writes to the work directory: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, `frozen/`,
-    `samples.png` (for generators) and `loss.png`. SIGTERM and SIGINT save and return.
+    `samples.png` (for generators) and `loss.png`. SIGTERM and SIGINT, to any process, save and return.
 
     Args:
       config: a config whose top level is a `maskdit.training.run.Run`.
-      workdir: where the run lives; another run's directory is refused.
+      workdir: where the run lives, one directory for all processes; another run's is refused.
       trust: packages besides `maskdit` whose classes the config may name.
+      profile: steps to trace into `profile/` of the work directory, `FIRST:COUNT`.
 
     Raises:
-      TrainingError, CheckpointError, ConfigError, DataError, ValueError: with a sentence that says what to do.
+      TrainingError, CheckpointError, ConfigError, DataError, DistributedError, ValueError: with a sentence that says
+        what to do.
     """
-    # A run starts from the last checkpoint of its own work directory, else from scratch.
-    root = epath.Path(workdir)
+    root, window = epath.Path(workdir), Window.parse(profile) if isinstance(profile, str) else profile
+    distributed.agree(
+        verb="train",
+        workdir=str(root),
+        trust=list(trust),
+        profile=str(window),
+        config=json.loads(configs.to_json(config)),
+    )
     _make_directory(root)
-    saved = root / "checkpoints"
-    started = saved.exists() and any(path.name.isdigit() for path in saved.iterdir())  # unfinished ones have a suffix
+    # A run starts from the last checkpoint of its own work directory, else from scratch.
+    started = distributed.first(lambda: _started(root))
     config = _with_horizon(config, root, started)
     run: Run = configs.build(on_this_device(config), trust)
     task = dataclasses.replace(run.task, horizon=config.horizon)
@@ -64,25 +77,27 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
     _check_pictures(task, run)
 
     with contextlib.ExitStack() as stack:
-        store = checkpoint.Store(workdir, run.checkpoints)
-        stack.callback(store.close)
-        seed = jax.device_put(jax.random.key(run.seed), mesh.replicated(devices))
+        store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
+        seed = jax.jit(lambda: jax.random.key(run.seed), out_shardings=mesh.replicated(devices))()
         frozen = _frozen(task, run, workdir, devices, started)
         state = _initial_state(task, run, shapes, seed, devices, store)
         _write_config(config, root)
         first = int(jax.device_get(state.step))
+        if window is not None:
+            window.check(first, run.steps)
         steps = _Programs(task, run, frozen, seed, devices)
         batches = stack.enter_context(run.data.batches(run.seed, run.batch, start=first, rows=rows))
         _announce(task, run, state, devices, workdir, first)
         log = stack.enter_context(run.log.open(workdir, total=run.steps, batch=run.batch, resume_step=first))
-        stop = stack.enter_context(_signals())
+        stop = stack.enter_context(stopping(first))
+        trace = stack.enter_context(Profiler(window, root / "profile"))
         record = {
             "config": configs.to_json(config),
             "seed": run.seed,
             "ema": [str(decay) for decay in run.ema],
             "vocabulary": run.data.vocabulary,
         }
-        if _evaluation_missing(run, root, first):
+        if distributed.first(lambda: _evaluation_missing(run, root, first)):
             log.write(first, *_evaluate(task, run, config, state, frozen, root, devices))
         stack.enter_context(jax.transfer_guard("disallow"))
 
@@ -92,14 +107,15 @@ def train(config: ConfigDict, workdir: str, trust: Iterable[str] = ()) -> TrainS
             waited = time.perf_counter() - waited
             if not steps.ready(step):
                 log.flush()  # a pause to compile counts for no rate
-            state, metrics = steps(step, state, batch)
+            state, metrics = trace(step + 1, steps, step, state, batch)
             log.step(step + 1, metrics, waited, replaced=batch["replaced"])
-            last = step + 1 == run.steps or stop()
+            stopped = stop.after(step + 1)
+            last = stopped or step + 1 == run.steps
             if last or (step + 1) % run.checkpoints.every == 0:
                 log.flush()  # looks at every step's loss: what is not finite is not saved
                 with jax.transfer_guard("allow"):
                     store.save(state, record)
-            if not stop() and (last or (step + 1) % run.evaluation.every == 0):
+            if not stopped and (last or (step + 1) % run.evaluation.every == 0):
                 with jax.transfer_guard("allow"):
                     log.write(step + 1, *_evaluate(task, run, config, state, frozen, root, devices))
             if last:
@@ -119,23 +135,18 @@ class _Programs:
     frozen: PyTree
     seed: Any
     devices: Any
-    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def __call__(self, step: int, state: TrainState, batch: dict[str, Any]) -> tuple[TrainState, Any]:
-        sharding = mesh.batch_sharding(self.devices)
-        arrays = {
-            name: jax.make_array_from_process_local_data(sharding, value, (self.run.batch, *value.shape[1:]))
-            for name, value in batch.items()
-            if name != "replaced"
-        }
+        arrays = placement.own_rows(batch, self.run.batch, mesh.batch_sharding(self.devices))
         key = self._key(step)
-        if key not in self.compiled:
-            self.compiled[key] = self._compile(key, state, arrays)
-        return self.compiled[key](state, self.frozen, arrays, self.seed)
+        if key not in self.programs:
+            self.programs[key] = self._compile(key, state, arrays)
+        return self.programs[key](state, self.frozen, arrays, self.seed)
 
     def ready(self, step: int) -> bool:
         """Whether the step's program is compiled."""
-        return self._key(step) in self.compiled
+        return self._key(step) in self.programs
 
     def _key(self, step: int) -> Any:
         return self.task.plan(step), tasks.active_groups(self.task, step)
@@ -143,13 +154,9 @@ class _Programs:
     def _compile(self, key: Any, state: TrainState, arrays: dict[str, Any]) -> Any:
         plan, groups = key
         begin = time.perf_counter()
-        step = functools.partial(
-            train_step, task=self.task, plan=plan, groups=groups, microbatches=self.run.microbatches
-        )
-        kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(kept, mesh.replicated(self.devices)))
-        with mesh.applied(self.devices):
-            program = jitted.lower(state, self.frozen, arrays, self.seed).compile()
+        static = {"task": self.task, "plan": plan, "groups": groups, "microbatches": self.run.microbatches}
+        lowered = lower(state, self.frozen, arrays, self.seed, **static, devices=self.devices)
+        program = compiled(lowered, self.devices)
         _LOG.info("compiled the step of %s in %.1f s", plan, time.perf_counter() - begin)
         return program
 
@@ -158,14 +165,25 @@ def _make_directory(root: epath.Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (OSError, ImportError) as error:
-        raise TrainingError(f"cannot write to the work directory {root}: {error}; choose another --workdir") from error
+        advice = "choose another --workdir" + ", or pip install maskdit[gcs]" * isinstance(error, ImportError)
+        raise TrainingError(f"cannot write to the work directory {root}: {error}; {advice}") from error
+    if distributed.peers() is not None:
+        distributed.share(root)
+
+
+def _started(root: epath.Path) -> bool:
+    """Whether there is a checkpoint to go on from; unfinished ones have a suffix."""
+    saved = root / "checkpoints"
+    return saved.exists() and any(path.name.isdigit() for path in saved.iterdir())
 
 
 def _with_horizon(config: ConfigDict, root: epath.Path, started: bool) -> ConfigDict:
     """The config with its horizon fixed: that of the run's start, which nothing else may differ from either."""
     config = config.copy_and_resolve_references()
-    if started and (root / "config.json").exists():
-        stored = configs.from_json((root / "config.json").read_text())
+    path = root / "config.json"
+    text = distributed.first(lambda: path.read_text() if started and path.exists() else None)
+    if text is not None:
+        stored = configs.from_json(text)
         if config.horizon is None:
             config.horizon = stored.horizon
         differences = [line for line in configs.differences(config, stored) if not _may_change(line)]
@@ -181,7 +199,7 @@ def _with_horizon(config: ConfigDict, root: epath.Path, started: bool) -> Config
 
 
 def _write_config(config: ConfigDict, root: epath.Path) -> None:
-    if jax.process_index() == 0:
+    if distributed.is_first():
         unfinished = root / "config.json.tmp"
         unfinished.write_text(configs.to_json(config))
         unfinished.replace(root / "config.json")
@@ -193,14 +211,23 @@ def _may_change(difference: str) -> bool:
 
 
 def _frozen(task: Any, run: Run, workdir: str, devices: Any, started: bool) -> PyTree:
-    """Variables of frozen networks: those of the work directory once its run has begun, else made before step 0."""
-    if not started:
-        checkpoint.drop_frozen(workdir)
-    found = checkpoint.read_frozen(workdir)
-    if found is None:
-        found = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run))
-        checkpoint.write_frozen(workdir, found)
-    return jax.device_put(found, mesh.replicated(devices))
+    """Variables of frozen networks: those of the work directory once its run has begun, else made before step 0.
+
+    The first process makes them (others would read all data again, and might not get the same to the last bit) and
+    writes them to the work directory, from which each process takes the parts of its devices.
+    """
+
+    def make() -> PyTree | None:
+        if not started:
+            checkpoint.drop_frozen(workdir)
+        if (epath.Path(workdir) / "frozen").exists():
+            return None
+        made = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run))
+        checkpoint.write_frozen(workdir, made)
+        return None if jax.tree.leaves(made) else made
+
+    empty = distributed.first(make)
+    return checkpoint.read_frozen(workdir, lambda tree: mesh.shardings(tree, devices)) if empty is None else empty
 
 
 def _images(run: Run) -> Iterator[np.ndarray]:
@@ -225,15 +252,15 @@ def _initial_state(
     task: Any, run: Run, shapes: dict[str, Any], seed: Any, devices: Any, store: checkpoint.Store
 ) -> TrainState:
     """The state of step 0, created sharded, or that of the last checkpoint."""
-    make = functools.partial(create, task, run.ema, shapes)
-    abstract = jax.eval_shape(make, seed)
-    placed = mesh.shardings(abstract, devices)
-    if store.latest is None:
-        return jax.jit(lambda key: mesh.unboxed(make(key)), out_shardings=placed)(seed)
-    like = jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), mesh.unboxed(abstract), placed
+    like = abstract_state(task, run.ema, shapes, devices)
+    latest = distributed.first(lambda: store.latest)
+    if latest is not None:
+        return store.restore(latest, like)
+    make = jax.jit(
+        lambda key: mesh.unboxed(create(task, run.ema, shapes, key)),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like),
     )
-    return store.restore(store.latest, like)
+    return make(seed)
 
 
 def _check_pictures(task: Any, run: Run) -> None:
@@ -260,14 +287,14 @@ def _evaluate(
     params = evaluation.averaged(state, run.ema)
     scalars, images = {}, {}
     if run.held_out is not None:
-        rows = mesh.batch_sharding(devices)
-        means = evaluation.held_out_loss(task, params, frozen, run.held_out, run.evaluation, run.seed, rows)
+        means = evaluation.held_out_loss(task, params, frozen, run.held_out, run.evaluation, run.seed, devices)
         scalars = {f"held_out/{name}": value for name, value in means.items()}
     model = task.model({"params": params, "frozen": frozen}, run.data.vocabulary)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
-        model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance, config=config)
+        model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance, config=config, devices=devices)
         images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed)
-        pictures.save_png(root / "samples.png", images["samples"])
+        if distributed.is_first():
+            pictures.save_png(root / "samples.png", images["samples"])
     return scalars, images
 
 
@@ -287,7 +314,7 @@ def _announce(task: Any, run: Run, state: TrainState, devices: Any, workdir: str
 
 def _finish(root: epath.Path, log: Any, step: int, total: int) -> None:
     """Draws the loss curve and says what was written."""
-    if jax.process_index() != 0:
+    if not distributed.is_first():
         return
     metrics = root / "metrics.jsonl"
     if metrics.exists() and '"loss"' in metrics.read_text():
@@ -297,21 +324,3 @@ def _finish(root: epath.Path, log: Any, step: int, total: int) -> None:
     else:
         names = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
         log.say(f"wrote {root}: " + ", ".join(names))
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[Any]:
-    """A function that tells whether SIGTERM or SIGINT came; a second signal ends the process at once."""
-    came: list[int] = []
-
-    def handle(number: int, _: Any) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

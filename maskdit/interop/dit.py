@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskdit.config import spec
-from maskdit.interop.rules import Fixed, Op, Row, Table, flatten, linear
+from maskdit.interop.rules import Fixed, Op, Row, Table, flatten, linear, parts
 from maskdit.layers.embed import sincos_2d
 from maskdit.networks.dit import DiT
 
@@ -65,6 +65,7 @@ def blocks(source: str, target: str) -> list[Row]:
     """Rows of a stack of transformer blocks."""
     source, target = f"{source}.{{i}}", f"{target}_{{i}}"
     rows = linear(f"{source}.adaLN_modulation.1", f"{target}/modulation")
-    for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+    rows += linear(f"{source}.attn.qkv", f"{target}/attn/qkv", parts(3))
+    for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
         rows += linear(f"{source}.{layer}", f"{target}/{layer.replace('.', '/')}")
     return rows

@@ -103,6 +103,14 @@ def flatten(axes: Sequence[int], leading: Sequence[int]) -> Op:
     return Op(forward, lambda x: x.reshape(*leading, x.shape[-1]).transpose(inverse))
 
 
+def parts(count: int) -> Op:
+    """A torch linear weight `[count * out, in]` of several outputs as a kernel `[in, count, out]`."""
+    return Op(
+        lambda x: x.reshape(count, -1, x.shape[-1]).transpose(2, 0, 1),
+        lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
+    )
+
+
 TRANSPOSE = transpose(1, 0)
 """A torch linear weight `[out, in]` as a kernel `[in, out]`."""
 CONV = transpose(2, 3, 1, 0)

@@ -1,13 +1,17 @@
 """The switch between hand-written and plain gradients.
 
-A few layers (`linear`, `modulate`) carry a hand-written reverse-mode gradient because it is faster than the derived
-one. Such functions have no forward mode. Inside `plain_gradients()` the same layers are traced from plain operations,
-which `jax.jvp` can follow.
+A few layers (`linear`, `modulate`) carry a hand-written reverse-mode gradient because it is faster on a CPU than the
+derived one: sums over rows as products with ones. Compilers for TPUs fuse the derived sums into their neighbours, and
+by their estimate the hand-written ones cost a tenth of a step there, so other platforms get the plain operations.
+Functions with a gradient of their own have no forward mode. Inside `plain_gradients()` all layers are traced from plain
+operations, which `jax.jvp` can follow.
 """
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
+
+from maskdit.layers.platform import platform
 
 _plain = contextvars.ContextVar("maskdit_plain_gradients", default=False)
 
@@ -27,5 +31,10 @@ def plain_gradients() -> Iterator[None]:
 
 
 def plain() -> bool:
-    """Whether layers are being traced without hand-written gradients."""
+    """Whether layers are being traced so that `jax.jvp` can follow."""
     return _plain.get()
+
+
+def by_hand() -> bool:
+    """Whether layers are being traced with the gradients that are written for a CPU."""
+    return not plain() and platform() == "cpu"

@@ -7,7 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maskdit.layers.gradients import plain
+from maskdit.layers import sharding
+from maskdit.layers.gradients import by_hand, plain
 
 Array = jax.Array
 Axes = tuple[str | None, str | None]
@@ -20,41 +21,65 @@ class Linear(nn.Module):
     Adapters and quantizers find the module by its path through `flax.linen.intercept_methods`.
 
     Attributes:
-      features: size of the output's last axis.
+      features: size of the output's last axis, of all parts together.
       use_bias: whether a bias is added.
       dtype: dtype of the product.
       axes: logical names of the kernel's input and output axis.
-      kernel_init, bias_init: initialisers.
+      parts: the output comes as so many equal parts, whose kernels lie side by side: `kernel` `[in, parts, features /
+        parts]`. Each part's output axis is cut over devices by itself.
+      kernel_init, bias_init: initialisers; of the kernel as `[in, features]`.
     """
 
     features: int
     use_bias: bool = True
     dtype: str = "float32"
     axes: Axes = (None, None)
+    parts: int = 1
     kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
     bias_init: Callable[..., Any] = nn.initializers.zeros_init()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[..., in]` to `[..., features]`."""
-        kernel_init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", kernel_init, (x.shape[-1], self.features), jnp.float32)
+    def __call__(self, x: Array) -> Any:
+        """Maps `[..., in]` to `[..., features]`, or to a tuple of `parts` arrays `[..., features / parts]`."""
+        size = x.shape[-1]
+        axes = self.axes if self.parts == 1 else (self.axes[0], None, self.axes[1])
+        shape = (size, self.features) if self.parts == 1 else (size, self.parts, self.features // self.parts)
+        kernel_init = nn.with_logical_partitioning(
+            lambda key, shape, dtype: self.kernel_init(key, (size, self.features), dtype).reshape(shape), axes
+        )
+        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if not self.use_bias:
-            return product(x, kernel)
-        bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
-        bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
-        return product(x, kernel) + rows(bias, x.shape[:-1])
+        bias = None
+        if self.use_bias:
+            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
+        if self.parts == 1:
+            return _affine(x, kernel, bias, self.axes)
+        if by_hand() and sharding.device_count() == 1:  # one large product is faster on a CPU
+            return tuple(jnp.split(_affine(x, kernel.reshape(size, -1), bias, self.axes), self.parts, axis=-1))
+        if sharding.cut_across(kernel, axes):  # one product, so that the gradient of x is summed over devices once
+            out = jnp.einsum("...i,ipo->...po", x, kernel)
+            out = out if bias is None else out + bias.reshape(self.parts, -1)
+            return tuple(out[..., i, :] for i in range(self.parts))
+        biases = (None,) * self.parts if bias is None else jnp.split(bias, self.parts)
+        return tuple(_affine(x, kernel[:, i], biases[i], self.axes) for i in range(self.parts))
 
 
-def product(x: Array, kernel: Array) -> Array:
-    """`x [..., in] @ kernel [in, out]`."""
-    return x @ kernel if plain() else _product(x, kernel)
+def _affine(x: Array, kernel: Array, bias: Array | None, axes: Axes) -> Array:
+    out = product(x, kernel, axes)
+    return out if bias is None else out + rows(bias, x.shape[:-1])
+
+
+def product(x: Array, kernel: Array, axes: Axes = (None, None)) -> Array:
+    """`x [..., in] @ kernel [in, out]`; `axes` are the kernel's logical names, for programs on a mesh."""
+    if not plain() and sharding.scattered(x, kernel, axes):
+        return sharding.product(x, kernel, axes)
+    return _product(x, kernel) if by_hand() else x @ kernel
 
 
 def rows(bias: Array, shape: tuple[int, ...]) -> Array:
     """`bias [out]` repeated to `[*shape, out]`."""
-    return jnp.broadcast_to(bias, (*shape, *bias.shape)) if plain() else _rows(bias, shape)
+    return _rows(bias, shape) if by_hand() else jnp.broadcast_to(bias, (*shape, *bias.shape))
 
 
 @jax.custom_vjp

@@ -15,15 +15,19 @@ import jax
 import jax.numpy as jnp
 from flax.core import meta
 
+from maskdit.layers.sharding import gathering, hold_rows
+
 Array = jax.Array
 
 REMAT = {
     "none": None,
+    "weights": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "dots_all": jax.checkpoint_policies.dots_saveable,
 }
-"""What a block keeps for the backward pass: everything, its input alone, products with weights, all products."""
+"""What a block keeps for the backward pass: everything; everything but the weights that were gathered from other
+devices, which are gathered again (FSDP); its input alone; products with weights; all products."""
 
 
 def run_stack(
@@ -56,16 +60,17 @@ def run_stack(
         raise ValueError(f"there is no remat policy '{remat}': use one of {tuple(REMAT)}")
     tapped = {name.split(".")[0] for name in taps}
     found: dict[str, Array] = {}
-    x = _shard_batch(x)
-    for _, group in itertools.groupby(blocks, key=lambda block: _kind(block, tapped)):
-        segment = list(group)
-        if scan and len(segment) > 1 and not segment[0].is_initializing():
-            x = _scanned(segment, x, args, remat, dtype)
-            continue
-        for block in segment:
-            x, inner = _one(block, x, args, remat, block.name in tapped)
-            values = {block.name: x} | {f"{block.name}.{key}": value for key, value in inner.items()}
-            found |= {name: value for name, value in values.items() if name in taps}
+    x = hold_rows(x)
+    with gathering(again=remat == "weights"):
+        for _, group in itertools.groupby(blocks, key=lambda block: _kind(block, tapped)):
+            segment = list(group)
+            if scan and len(segment) > 1 and not segment[0].is_initializing():
+                x = _scanned(segment, x, args, remat, dtype)
+                continue
+            for block in segment:
+                x, inner = _one(block, x, args, remat, block.name in tapped)
+                values = {block.name: x} | {f"{block.name}.{key}": value for key, value in inner.items()}
+                found |= {name: value for name, value in values.items() if name in taps}
     return x, found
 
 
@@ -82,7 +87,7 @@ def _kind(block: nn.Module, tapped: Set[str]) -> Any:
 def _one(block: nn.Module, x: Array, args: Any, remat: str, tapped: bool) -> tuple[Array, dict[str, Array]]:
     def call(module: nn.Module, x: Array, *args: Any) -> tuple[Array, dict[str, Array]]:
         x, inner = module(x, *args)
-        return _shard_batch(x), inner if tapped else {}
+        return hold_rows(x), inner if tapped else {}
 
     if REMAT[remat] is not None:
         call = nn.remat(call, policy=REMAT[remat], prevent_cse=True)
@@ -96,13 +101,8 @@ def _scanned(segment: Sequence[nn.Module], x: Array, args: Any, remat: str, dtyp
 
     def body(x: Array, params: Any) -> tuple[Array, None]:
         x, _ = pure.apply({"params": params}, x, *args)
-        return _shard_batch(x), None
+        return hold_rows(x), None
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
     return jax.lax.scan(body, x, stacked)[0]
-
-
-def _shard_batch(x: Array) -> Array:
-    """Holds activations to the batch axes between blocks (no effect without a mesh and rules for `batch`)."""
-    return nn.with_logical_constraint(x, ("batch", *(None,) * (x.ndim - 1)))

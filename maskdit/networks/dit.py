@@ -18,6 +18,7 @@ from maskdit.layers.linear import Linear
 from maskdit.layers.mlp import Mlp
 from maskdit.layers.modulate import gate_add, norm_modulate
 from maskdit.layers.patch import gather_tokens, patchify, removed, scatter_tokens, unpatchify
+from maskdit.layers.sharding import hold_rows
 from maskdit.layers.stack import run_stack
 
 Array = jax.Array
@@ -63,7 +64,7 @@ class Block(nn.Module):
     def __call__(self, x: Array, c: Array) -> tuple[Array, dict[str, Array]]:
         """Maps tokens `[B, N, D]` under a condition `[B, C]`; also returns `attn` and `mlp`, before their gates."""
         width = x.shape[-1]
-        parts = jnp.split(_modulation(6 * width, self.dtype)(nn.silu(c)), 6, axis=-1)  # 6 of [B, D]
+        parts = jnp.split(hold_rows(_modulation(6 * width, self.dtype)(nn.silu(c))), 6, axis=-1)  # 6 of [B, D]
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = parts
         attn = SelfAttention(self.heads, self.dtype, self.attention, name="attn")(
             norm_modulate(x, shift_attn, scale_attn)
@@ -95,7 +96,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
         """Tokens `[B, N, D]` and a condition `[B, C]` to `[B, N, features]`."""
-        shift, scale = jnp.split(_modulation(2 * x.shape[-1], self.dtype)(nn.silu(c)), 2, axis=-1)
+        shift, scale = jnp.split(hold_rows(_modulation(2 * x.shape[-1], self.dtype)(nn.silu(c))), 2, axis=-1)
         zeros, axes = nn.initializers.zeros_init(), ("embed", self.out_axis)
         linear = Linear(self.features, dtype=self.dtype, axes=axes, kernel_init=zeros, name="linear")
         return linear(norm_modulate(x, shift, scale))

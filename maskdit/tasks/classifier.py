@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from maskdit.contracts import Array, Draw, Latents, Loss, Plan, PyTree
 from maskdit.model import ModelError
 from maskdit.tasks.task import Context, check_labels
 from maskdit.tokenizers.pixels import to_float
+from maskdit.training import placement
+from maskdit.training.mesh import MeshShape, replicated
 from maskdit.training.optim import Group
 
 
@@ -134,12 +137,16 @@ class ClassifierModel:
       variables: `params` by network name.
       vocabulary: label name -> class names.
       config: the run's config.
+      ema, step, devices: see `maskdit.model.GeneratorModel`.
     """
 
     task: Any
     variables: PyTree
     vocabulary: dict[str, tuple[str, ...]]
     config: ConfigDict | None = None
+    ema: str = "none"
+    step: int | None = None
+    devices: Mesh | None = None
 
     def classify(self, images: np.ndarray, batch: int = 64) -> dict[str, np.ndarray]:
         """Class numbers int32 `[N]`, by label name, of images uint8 `[N, H, W, 3]`.
@@ -177,12 +184,11 @@ class ClassifierModel:
         ):
             wanted = f"[N, {size or 'H'}, {size or 'W'}, 3]"
             raise ModelError(f"images are uint8 {wanted}, N > 0; got {images.dtype} {list(images.shape)}")
-        params, parts = jax.device_put(self.variables["params"]["network"]), []
-        for start in range(0, len(images), batch):
-            # the last batch is filled up, so that one program serves all
-            rows = np.minimum(np.arange(start, start + batch), len(images) - 1)
-            parts.append(jax.device_get(_classified(params, jax.device_put(images[rows]), network=self.task.network)))
-        return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *parts)
+        devices = MeshShape().make() if self.devices is None else self.devices
+        program = functools.partial(_classified, network=self.task.network)
+        params = placement.spread(self.variables["params"]["network"], replicated(devices))
+        made = [placement.by_rows(program, devices, params, part) for part in placement.parts(images, batch, devices)]
+        return jax.tree.map(lambda *a: np.concatenate(a)[: len(images)], *made)
 
 
 @functools.partial(jax.jit, static_argnames=("network",))

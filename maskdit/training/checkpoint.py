@@ -3,15 +3,17 @@
 A work directory holds `checkpoints/STEP/{params, ema, opt, task, meta}` and, written once, `frozen/`: the networks that
 sampling needs but that are not trained. A step directory appears under its name when it is complete and not before,
 so a process that dies while it saves leaves the one before usable.
+
+Under several processes all of them call everything here, in the same order: each writes and reads its own parts.
 """
 
 import dataclasses
-import importlib.metadata
 import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -20,11 +22,14 @@ from etils import epath
 from flax import traverse_util
 
 from maskdit.contracts import PyTree
+from maskdit.training import distributed
 from maskdit.training.optim import merge
 from maskdit.training.step import TrainState
 
 _ITEMS = ("params", "ema", "opt", "task")
-_LIBRARIES = ("maskdit", "jax", "flax", "optax", "orbax-checkpoint", "grain")
+
+Place = Callable[[PyTree], PyTree]
+"""Shardings for a tree of shapes and dtypes."""
 
 
 class CheckpointError(RuntimeError):
@@ -54,10 +59,17 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What `read` finds: `params` and `frozen` variables, and the checkpoint's meta data."""
+    """What `read` finds.
+
+    Attributes:
+      variables: `params` and `frozen`.
+      meta: the checkpoint's meta data.
+      ema: the average that `params` are; `none` for raw weights.
+    """
 
     variables: PyTree
     meta: dict[str, Any]
+    ema: str = "none"
 
 
 class Store:
@@ -90,7 +102,7 @@ class Store:
           CheckpointError: where this or the save before failed, such as for want of space.
         """
         step = int(jax.device_get(state.step))
-        meta = {**meta, "step": step, "versions": _versions()}
+        meta = {**meta, "step": step, "versions": distributed.versions()}
         items = {"params": state.params, "ema": state.ema, "opt": state.opt, "task": state.task}
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
         with self._saving(step):
@@ -120,11 +132,19 @@ class Store:
         with suppress(Exception):
             self._manager.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        # after an error the other processes may never come to where a save ends
+        if error is None or distributed.peers() is None:
+            self.close()
+
     def _check_space(self, needed: int) -> None:
         """Refuses to begin what will not fit: a save that runs out of space half-way fails in many voices."""
         if "://" in str(self._root):
             return
-        free = shutil.disk_usage(self._root).free
+        free = distributed.first(lambda: shutil.disk_usage(self._root).free)  # one disk, which all see filling up
         if free < needed:
             raise OSError(f"no space left: a checkpoint takes about {needed >> 20} MiB and {free >> 20} MiB are free")
 
@@ -142,12 +162,17 @@ class Store:
 
 
 def write_frozen(workdir: str, frozen: PyTree) -> None:
-    """Writes the variables of networks that are not trained, once per work directory, complete or not at all."""
+    """Writes the variables of networks that are not trained, once per work directory, complete or not at all.
+
+    The first process alone calls this, and `drop_frozen`: it has made them.
+    """
     path = epath.Path(workdir) / "frozen"
     if path.exists() or not jax.tree.leaves(frozen):
         return
-    with _told(f"could not write {path}"), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), frozen)
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="frozen")
+    options = {} if distributed.peers() is None else {"multiprocessing_options": alone}
+    with _told(f"could not write {path}"), ocp.StandardCheckpointer(**options) as checkpointer:
+        checkpointer.save(_absolute(path), jax.device_get(frozen))
         checkpointer.wait_until_finished()
 
 
@@ -158,17 +183,17 @@ def drop_frozen(workdir: str) -> None:
         path.rmtree()
 
 
-def read_frozen(workdir: str) -> PyTree | None:
-    """The variables written by `write_frozen`, on the host; None where there are none."""
+def read_frozen(workdir: str, place: Place | None = None) -> PyTree | None:
+    """The variables written by `write_frozen`; None where there are none."""
     path = epath.Path(workdir) / "frozen"
-    if not path.exists():
+    if not distributed.first(path.exists):
         return None
-    with ocp.StandardCheckpointer() as checkpointer:
-        abstract = _abstract(checkpointer.metadata(path.absolute()).item_metadata.tree)
-        return checkpointer.restore(path.absolute(), abstract)
+    with _told(f"{path} cannot be read"), ocp.StandardCheckpointer() as checkpointer:
+        abstract = _abstract(checkpointer.metadata(_absolute(path)).item_metadata.tree, place)
+        return checkpointer.restore(_absolute(path), abstract)
 
 
-def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
+def read(workdir: str, ema: str = "default", step: int | None = None, *, place: Place | None = None) -> Stored:
     """Reads what sampling needs; the optimizer's state stays on disk.
 
     Args:
@@ -176,18 +201,19 @@ def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
       ema: `default` for the run's first average (raw weights where the run has none), its name, or `none` for the
         raw weights.
       step: a kept step; None for the last.
+      place: shardings for a tree of shapes and dtypes; None for the first device of this process.
 
     Raises:
       CheckpointError: where there is no such directory, checkpoint, step or average; the message lists those there are.
     """
     root = epath.Path(workdir)
     with _told(f"{workdir} cannot be read"):
-        found = (root / "checkpoints").exists()
+        found = distributed.first((root / "checkpoints").exists)
     if not found:
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
     manager = _manager(root, ocp.CheckpointManagerOptions(read_only=True))
     try:
-        steps = sorted(manager.all_steps())
+        steps = distributed.first(lambda: sorted(manager.all_steps()))  # a run that goes on adds and removes some
         if not steps:
             raise CheckpointError(f"{workdir} holds no complete checkpoint yet")
         if step is not None and step not in steps:
@@ -196,10 +222,11 @@ def read(workdir: str, ema: str = "default", step: int | None = None) -> Stored:
         with _told(f"checkpoint {step} in {workdir} cannot be read"):
             meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
             items = manager.item_metadata(step)
-        params = _read_params(manager, step, items, _average(meta["ema"], ema, workdir))
+        average = _average(meta["ema"], ema, workdir)
+        params = _read_params(manager, step, items, average, place)
     finally:
         manager.close()
-    return Stored({"params": params, "frozen": read_frozen(workdir) or {}}, meta)
+    return Stored({"params": params, "frozen": read_frozen(workdir, place) or {}}, meta, average or "none")
 
 
 def write_file(path: str, stored: Stored, dtype: str = "float32") -> None:
@@ -218,7 +245,7 @@ def write_file(path: str, stored: Stored, dtype: str = "float32") -> None:
 
 
 def read_file(path: str) -> Stored:
-    """Reads a file of `write_file`; arrays come back as float32.
+    """Reads a file of `write_file`; floating-point arrays come back as float32, on the host.
 
     Raises:
       CheckpointError: for a file of another kind.
@@ -228,7 +255,7 @@ def read_file(path: str) -> Stored:
         meta = json.loads(arrays.pop("meta").tobytes())
     full = {k: v.astype(np.float32) if np.issubdtype(v.dtype, np.floating) else v for k, v in arrays.items()}
     variables = traverse_util.unflatten_dict(full, sep="/")
-    return Stored(jax.device_put({"params": {}, "frozen": {}, **variables}), meta)
+    return Stored({"params": {}, "frozen": {}, **variables}, meta, next(iter(meta["ema"]), "none"))
 
 
 def _average(names: list[str], wanted: str, workdir: str) -> str | None:
@@ -242,10 +269,12 @@ def _average(names: list[str], wanted: str, workdir: str) -> str | None:
     return wanted
 
 
-def _read_params(manager: ocp.CheckpointManager, step: int, found: Any, average: str | None) -> PyTree:
-    params, ema = _abstract(found.params.tree), None
+def _read_params(
+    manager: ocp.CheckpointManager, step: int, found: Any, average: str | None, place: Place | None
+) -> PyTree:
+    params, ema = _abstract(found.params.tree, place), None
     if average is not None:
-        ema = _abstract(found.ema.tree[average])
+        ema = _abstract(found.ema.tree[average], place)
         restored = manager.restore(step, args=ocp.args.Composite(ema=_partial({average: ema})))
         ema = restored.ema[average]
         if str(jax.tree.structure(ema)) == str(jax.tree.structure(params)):
@@ -259,10 +288,15 @@ def _partial(abstract: PyTree) -> Any:
     return ocp.args.PyTreeRestore(item=abstract, restore_args=arguments, partial_restore=True)
 
 
-def _abstract(metadata: PyTree) -> PyTree:
-    """Shapes and dtypes on one device of this machine, whatever they were saved from."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), metadata)
+def _abstract(metadata: PyTree, place: Place | None) -> PyTree:
+    """Shapes, dtypes and shardings, whatever the arrays were saved from."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    bare = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        bare,
+        place(bare) if place else jax.tree.map(lambda _: here, bare),
+    )
 
 
 def _manager(root: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
@@ -271,17 +305,12 @@ def _manager(root: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.Che
     if not options.read_only:
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
     handlers["meta"] = ocp.JsonCheckpointHandler()
-    return ocp.CheckpointManager((root / "checkpoints").absolute(), options=options, item_handlers=handlers)
+    return ocp.CheckpointManager(_absolute(root / "checkpoints"), options=options, item_handlers=handlers)
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+def _absolute(path: epath.Path) -> epath.Path:
+    """As Orbax wants paths; those in buckets are absolute, which pathlib does not know."""
+    return path if "://" in os.fspath(path) else path.absolute()
 
 
 @contextmanager
@@ -291,7 +320,8 @@ def _told(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{what}: {_first_line(error)}") from error
+        hint = " (buckets need pip install maskdit[gcs])" if isinstance(error, ImportError) else ""
+        raise CheckpointError(f"{what}: {_first_line(error)}{hint}") from error
 
 
 def _first_line(error: Exception) -> str:

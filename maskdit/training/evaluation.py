@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from maskdit.contracts import Array, Plan, PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
 from maskdit.tasks.task import Context, Task
-from maskdit.training.mesh import replicated
+from maskdit.training import mesh, placement
 from maskdit.training.optim import merge
 from maskdit.training.step import Metrics, TrainState, loss_metrics
 
@@ -47,9 +48,9 @@ def averaged(state: TrainState, decays: tuple[float, ...]) -> PyTree:
 
 
 def held_out_loss(
-    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int, sharding: Any
+    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int, devices: Mesh
 ) -> dict[str, float]:
-    """Means of the held-out loss and its parts, with the same draws at every call.
+    """Means of the held-out loss and its parts, with the same draws at every call, on every process.
 
     Args:
       task: the task.
@@ -58,15 +59,16 @@ def held_out_loss(
       loader: the loader of held-out records.
       settings: how many.
       seed: the run's.
-      sharding: of a batch's rows; they are replicated where they do not divide.
+      devices: the mesh; each process makes the rows of its devices, or all rows where they do not divide.
     """
-    ways = sharding.mesh.shape["data"] * sharding.mesh.shape["fsdp"]
-    where = sharding if settings.batch % ways == 0 else replicated(sharding.mesh)
+    divides = settings.batch % placement.ways(devices) == 0
+    where = mesh.batch_sharding(devices) if divides else mesh.replicated(devices)
+    rows = mesh.local_rows(devices, settings.batch) if divides else None
     total: dict[str, np.ndarray] = {}
-    with loader.ordered(settings.batch, settings.examples) as batches:
+    with loader.ordered(settings.batch, settings.examples, rows) as batches, mesh.applied(devices):
         for index, batch in enumerate(batches):
-            arrays = jax.device_put({k: v for k, v in batch.items() if k != "replaced"}, where)
-            key = jax.device_put(np.array([seed, index], np.uint32), replicated(sharding.mesh))
+            arrays = placement.own_rows(batch, settings.batch, where)
+            key = placement.spread(np.array([seed, index], np.uint32), mesh.replicated(devices))
             for name, pair in jax.device_get(_held_out(params, frozen, arrays, key, task=task)).items():
                 total[name] = total.get(name, np.zeros(2)) + np.array(pair)
     return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
@@ -76,7 +78,7 @@ def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
     """A picture of samples from fixed noise and labels, uint8 `[H, W, 3]`; the label with most classes makes columns.
 
     Args:
-      model: a generator with its sampler.
+      model: a generator with its sampler; all processes call this.
       count: number of samples.
       seed: of the samples.
     """

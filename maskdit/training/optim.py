@@ -87,7 +87,9 @@ class AdamW:
       b1, b2, eps: Adam's numbers.
       weight_decay: decoupled decay, of arrays with two or more axes only.
       clip: largest global norm of the gradient; None for no clipping.
-      moment_dtype: dtype of the first moment; None for that of the parameters.
+      moment_dtype: dtype in which the first moment is stored, `float32` or `bfloat16`, which halves it; None for that
+        of the parameters. The second moment keeps the parameters' dtype: at a `b2` of 0.999 it changes by less per
+        update than bfloat16 resolves (a 256th), and would stand still.
     """
 
     schedule: Schedule = Constant()
@@ -98,6 +100,10 @@ class AdamW:
     clip: float | None = None
     moment_dtype: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.moment_dtype not in (None, "float32", "bfloat16"):
+            raise ValueError(f"moment_dtype is 'float32', 'bfloat16' or None, got '{self.moment_dtype}'")
+
     def transform(self, horizon: int) -> optax.GradientTransformation:
         """The optax transformation, for schedules that span `horizon` updates."""
         adamw = optax.adamw(
@@ -105,11 +111,34 @@ class AdamW:
             b1=self.b1,
             b2=self.b2,
             eps=self.eps,
-            mu_dtype=self.moment_dtype,
             weight_decay=self.weight_decay,
             mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
         )
+        if self.moment_dtype is not None:
+            adamw = _first_moment_in(adamw, self.moment_dtype)
         return adamw if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+
+def _first_moment_in(adamw: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """Stores Adam's first moment in a dtype and computes with it in float32.
+
+    Optax's own `mu_dtype` computes in that dtype too, where `b1` = 0.9 becomes 0.8984 and updates 1.5 % smaller.
+    """
+
+    def cast(state: PyTree, to: str) -> PyTree:
+        return jax.tree.map(
+            lambda node: node._replace(mu=optax.tree.cast(node.mu, to)) if _adam(node) else node, state, is_leaf=_adam
+        )
+
+    def update(grads: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        updates, state = adamw.update(grads, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(adamw.init(params), dtype), update)
+
+
+def _adam(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
 
 
 @dataclasses.dataclass(frozen=True)

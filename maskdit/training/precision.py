@@ -2,8 +2,9 @@
 
 import logging
 
-import jax
 from ml_collections import ConfigDict
+
+from maskdit.layers.platform import platform
 
 _LOG = logging.getLogger(__name__)
 
@@ -11,7 +12,7 @@ _LOG = logging.getLogger(__name__)
 def on_this_device(config: ConfigDict) -> ConfigDict:
     """The config with `dtype="bfloat16"` replaced by float32 on a CPU, where bfloat16 products are slow emulations."""
     config = config.copy_and_resolve_references()
-    if jax.default_backend() == "cpu" and _replace(config):
+    if platform() == "cpu" and _replace(config):
         _LOG.info("this CPU computes in float32, not in bfloat16 as the config says")
     return config
 

@@ -4,6 +4,7 @@ The state is donated, frozen networks are plain arguments. A step minimises sum(
 global batch: sums over microbatches first, one division at the end.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,15 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from maskdit.contracts import Array, Loss, Plan, PyTree
 from maskdit.draw import Draw
+from maskdit.layers.platform import compiling_for
 from maskdit.tasks.task import Context, Task
+from maskdit.training import mesh
 from maskdit.training.optim import merge, select
+from maskdit.training.xla import compiler_options
 
 Metrics = dict[str, tuple[Array, Array]]
 """Metric name -> (weighted sum, sum of weights): both add up over microbatches, steps and hosts."""
@@ -63,6 +68,48 @@ def create(task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], seed
         },
         task=state,
     )
+
+
+def abstract_state(task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], devices: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state that `create` makes, on a mesh."""
+    made = jax.eval_shape(functools.partial(create, task, decays, batch), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        mesh.unboxed(made),
+        mesh.shardings(made, devices),
+    )
+
+
+def lower(
+    state: TrainState,
+    frozen: PyTree,
+    batch: Mapping[str, Any],
+    seed: Any,
+    *,
+    task: Task,
+    plan: Plan,
+    groups: tuple[str, ...],
+    microbatches: int,
+    devices: Mesh,
+) -> Any:
+    """Traces the step's program for a mesh; `compiled` makes it run.
+
+    Args:
+      state, frozen, batch, seed: as `train_step` takes them, or their shapes, dtypes and shardings.
+      task, plan, groups, microbatches: static.
+      devices: the mesh, whose devices need not be this machine's.
+    """
+    step = functools.partial(train_step, task=task, plan=plan, groups=groups, microbatches=microbatches)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(kept, mesh.replicated(devices)))
+    with mesh.applied(devices), compiling_for(devices.devices.flat[0].platform):
+        return jitted.lower(state, frozen, batch, seed)
+
+
+def compiled(lowered: Any, devices: Mesh) -> Any:
+    """Compiles a traced program with the options of the mesh's devices."""
+    device = devices.devices.flat[0]
+    return lowered.compile(compiler_options=compiler_options(device.platform, device.device_kind))
 
 
 def train_step(

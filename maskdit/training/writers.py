@@ -4,6 +4,8 @@ import errno
 import json
 import math
 import os
+import pathlib
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -78,20 +80,26 @@ class Jsonl:
 
 
 class TensorBoard:
-    """TensorBoard events, in the file when `write` returns; those after the step that a run goes on from are hidden."""
+    """TensorBoard events, in the file when `write` returns; those after the step that a run goes on from are hidden.
+
+    Object stores (`gs://`) cannot append: there the file is written anew each time, and another one begun after 1 MiB.
+    """
 
     def __init__(self, folder: epath.PathLike, resume_step: int = 0):
         from tensorboardX import event_file_writer, summary  # a second to import: only where it is used
         from tensorboardX.proto import event_pb2
 
         self._summary, self._events = summary, event_pb2
-        path = epath.Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
+        self._folder = epath.Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._local = tempfile.TemporaryDirectory() if "://" in os.fspath(self._folder) else None
+        where = os.fspath(self._folder) if self._local is None else self._local.name
         # written from here and not from a thread, which would take a full disk with it in silence
-        self._file = event_file_writer.EventsWriter(os.fspath(path / "events"), f".{time.time_ns()}")
+        self._open = lambda: event_file_writer.EventsWriter(os.path.join(where, "events"), f".{time.time_ns()}")
+        self._file = self._open()
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
         self._put(event_pb2.Event(step=resume_step + 1, session_log=session))
-        self._file.flush()
+        self._flush()
 
     def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
         """Writes events."""
@@ -100,11 +108,24 @@ class TensorBoard:
         for name, image in images.items():
             picture = self._summary.image(name, image, dataformats="HWC")
             self._put(self._events.Event(step=step, summary=picture))
-        self._file.flush()
+        self._flush()
 
     def close(self) -> None:
         """Closes the event file."""
         self._file.close()
+        if self._local is not None:
+            self._local.cleanup()
+
+    def _flush(self) -> None:
+        self._file.flush()
+        if self._local is None:
+            return
+        (path,) = pathlib.Path(self._local.name).iterdir()
+        (self._folder / path.name).write_bytes(path.read_bytes())
+        if path.stat().st_size > 2**20:
+            self._file.close()
+            path.unlink()
+            self._file = self._open()
 
     def _put(self, event: Any) -> None:
         event.wall_time = time.time()

@@ -1,10 +1,14 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from maskdit.training.mesh import LARGE, MeshShape, batch_sharding, local_rows, shardings
+from maskdit.layers.sharding import LARGE
+from maskdit.training.mesh import MeshShape, batch_sharding, local_rows, network_lines_of, shardings
 
 
 def test_one_size_takes_what_is_left():
@@ -26,6 +30,9 @@ def test_names_decide_where_an_axis_lies():
         "twice": box((8, 8), "embed", "embed"),
         "large": jax.ShapeDtypeStruct((3, LARGE), jnp.float32),
         "small": jax.ShapeDtypeStruct((8, 8), jnp.float32),
+        "undivided": box((1023, LARGE), "embed", "other"),
+        "mixture": box((4, 8, 16), "experts", "embed", "mlp"),
+        "video": box((8, 4, 16), "frames", None, "embed"),
     }
     specs = {name: sharding.spec for name, sharding in shardings(tree, mesh).items()}
     assert specs == {
@@ -33,8 +40,47 @@ def test_names_decide_where_an_axis_lies():
         "odd": P(None, "tensor"),
         "twice": P("fsdp", None),
         "large": P(None, "fsdp"),
-        "small": P(),
+        "small": P(None, None),
+        "undivided": P(None, "fsdp"),
+        "mixture": P("fsdp", None, "tensor"),
+        "video": P("tensor", None, "fsdp"),
     }
+
+
+def slices_of(mesh):
+    return np.vectorize(lambda device: device.id // 4)(mesh.devices)
+
+
+def test_slices_lie_along_the_axis_that_is_asked_for():
+    mesh = MeshShape(data=2, fsdp=2, dcn_data=2).make()
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert (slices_of(mesh)[:2] == 0).all() and (slices_of(mesh)[2:] == 1).all()
+    mesh = MeshShape(data=-1, fsdp=2, dcn_data=1, dcn_fsdp=2).make()
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert (slices_of(mesh)[:, :2] == 0).all() and (slices_of(mesh)[:, 2:] == 1).all()
+    with pytest.raises(ValueError, match=r"dcn_fsdp=3.*slice"):
+        MeshShape(dcn_data=1, dcn_fsdp=3).make()
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A TPU core as jax shows it."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int = 0
+    core_on_chip: int = 0
+
+
+def test_neighbours_on_the_network_are_neighbours_on_the_mesh():
+    squares = [(x, y, 0) for y0 in (0, 2) for x0 in (0, 2) for y in (y0, y0 + 1) for x in (x0, x0 + 1)]  # by host
+    chips = [Chip(i, place, number) for number in (1, 0) for i, place in enumerate(squares)]
+    mesh = MeshShape(data=1, fsdp=-1).make(chips)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
+    assert [chip.slice_index for chip in mesh.devices[:, 0, 0]] == [0, 1]
+    assert [chip.coords[:2] for chip in mesh.devices[0, :, 0]][:5] == [(0, 0), (1, 0), (2, 0), (3, 0), (0, 1)]
+    assert network_lines_of(mesh) == {"data": (2,), "fsdp": (4, 4), "tensor": (1,)}
+    assert network_lines_of(MeshShape().make(jax.devices()))["data"] == (8,)
 
 
 def test_rows_are_blocks_and_cover_the_batch():

@@ -1,9 +1,13 @@
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from maskdit.training.checkpoint import Checkpoints, Store
 from maskdit.training.optim import AdamW, Constant, Cosine, Group, InverseSqrt, merge, select
+from maskdit.training.step import TrainState
 
 
 def test_schedules_at_their_ends():
@@ -49,3 +53,36 @@ def test_adamw_is_optax_adamw():
     a, _ = ours.update(grads, ours.init(params), params)
     b, _ = theirs.update(grads, theirs.init(params), params)
     np.testing.assert_allclose(a["w"], b["w"], rtol=1e-6)
+
+
+def updated(optimizer: AdamW, updates: int = 30):
+    """Parameters and optimizer state after updates with noisy gradients around a mean of 1."""
+    transform, params = optimizer.transform(updates), {"w": jnp.zeros((4, 4))}
+    opt = transform.init(params)
+    for noise in np.random.RandomState(0).standard_normal((updates, 4, 4)):
+        change, opt = transform.update({"w": jnp.asarray(1 + noise, jnp.float32)}, opt, params)
+        params = optax.apply_updates(params, change)
+    return params, opt
+
+
+def test_first_moment_in_bfloat16_trains_alike_and_the_second_stays():
+    whole, _ = updated(AdamW(Constant(0.01)))
+    half, opt = updated(AdamW(Constant(0.01), moment_dtype="bfloat16"))
+    adam = opt[0]
+    assert (adam.mu["w"].dtype, adam.nu["w"].dtype, half["w"].dtype) == (jnp.bfloat16, jnp.float32, jnp.float32)
+    assert not np.array_equal(half["w"], whole["w"])
+    np.testing.assert_allclose(half["w"], whole["w"], rtol=5e-3)
+    with pytest.raises(ValueError, match=r"'bfloat16'.*got 'float16'"):
+        AdamW(moment_dtype="float16")
+
+
+def test_first_moment_in_bfloat16_is_saved_as_it_is(tmp_path):
+    params, opt = updated(AdamW(Constant(0.01), moment_dtype="bfloat16"), updates=2)
+    state = TrainState(step=jnp.int32(2), params=params, ema={}, opt={"all": opt}, task={})
+    store = Store(str(tmp_path), Checkpoints())
+    store.save(state, {})
+    store.wait()
+    restored = store.restore(2, like=jax.tree.map(jnp.zeros_like, state))
+    store.close()
+    chex.assert_trees_all_equal(restored, state)
+    chex.assert_trees_all_equal_dtypes(restored, state)
