@@ -88,7 +88,7 @@ for ((i = 0; i < PROCESSES; i++)); do
   mapfile -t settings < <(variables "$i")
   say "+ $(quoted "${settings[@]}" "${program[@]}" "${train_args[@]}")"
   [[ -z $DRY_RUN ]] || continue
-  exec {out}> >(exec sed -u "s/^/[$i] /")
+  exec {out}> >(trap '' INT TERM HUP; exec sed -u "s/^/[$i] /")  # prints on while a signal to all ends the others
   printers+=($!)
   env "${settings[@]}" "${program[@]}" "${train_args[@]}" >&"$out" 2>&1 </dev/null {out}>&- &
   pids+=($!)

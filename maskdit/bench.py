@@ -103,9 +103,8 @@ def gates(rounds: int = 3, json_file: str | None = None) -> list[gated.Gate]:
         raise BenchError(f"the gates are those of a CPU, this is a {jax.default_backend()}: set JAX_PLATFORMS=cpu")
     head = {"date": report.now(), "load": report.load_average(), **report.hardware(), **report.versions()}
     rows = gated.measure(rounds)
-    print(
-        f"{head['date']}: {head['cores']} cores of {head['host']}, load average {head['load'] or 0:.1f}, jax {head['jax']}"
-    )
+    load = f"load average {head['load'] or 0:.1f}"
+    print(f"{head['date']}: {head['cores']} cores of {head['host']}, {load} at the start, jax {head['jax']}")
     print(gated.table(rows))
     if json_file:
         rows_json: list[dict[str, Any]] = [dataclasses.asdict(row) for row in rows]

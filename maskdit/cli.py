@@ -11,13 +11,14 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 from absl import logging as absl_logging
 
 from maskdit import config as configs
 from maskdit.training.allocator import keep_pages
-from maskdit.training.xla import compile_only, keep_programs
+from maskdit.training.xla import compile_only, keep_programs, leave_out_tpu
 
 _OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --config.task.network.width=96."
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(known)
     if overrides and not hasattr(args, "config"):
         parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
+    leave_out_tpu()
     keep_pages()
     sys.path.insert(0, os.getcwd())  # configs and their classes are found as by `python -m`
     try:
@@ -43,9 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         hint = "" if type(error).__module__.startswith("maskdit.") else " (MASKDIT_TRACEBACK=1 shows where)"
         print(f"maskdit {args.verb}: {error}{hint}", file=sys.stderr)
-        from maskdit.training import distributed
-
-        distributed.leave()
         return 1
     return 0
 
@@ -120,8 +119,16 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit import describe
 
     on_slice = args.all or args.latents or args.only or args.sweep
-    if args.all == (args.config is not None) or (on_slice and args.topology is None):
-        raise ValueError("describe takes a config or --all; --all, --latents, --only and --sweep go with --topology")
+    if args.all == (args.config is not None):
+        raise ValueError("describe takes a config, or --all with --topology")
+    if on_slice and args.topology is None:
+        raise ValueError("--all, --latents, --only and --sweep tell of a slice of TPUs: name one with --topology")
+    if args.sweep and (args.all or args.only):
+        raise ValueError("--sweep looks for the best way to train one config: it goes without --all and --only")
+    if args.all and args.trust:
+        raise ValueError("--all takes the configs that ship, which need no --trust")
+    if args.topology:
+        describe.topology(args.topology)  # refused before anything is printed
     if args.all:
         parts = describe.describe_all(args.topology, overrides, latents=args.latents, only=args.only)
     else:
@@ -168,6 +175,7 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="maskdit", description="Train, sample and measure image generators.")
+    parser.add_argument("--version", action="version", version=f"maskdit {version('maskdit')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     train = _verb(verbs, "train", _train, "train what a config describes", epilog=_OVERRIDES)

@@ -26,6 +26,7 @@ from maskdit.tokenizers.pixels import to_float, to_uint8
 from maskdit.training import checkpoint, distributed, placement
 from maskdit.training.mesh import MeshShape, replicated
 from maskdit.training.precision import on_this_device
+from maskdit.training.xla import own_options
 
 Labels = Mapping[str, str | int | Sequence[str | int]]
 
@@ -302,7 +303,7 @@ def sampling_program(task: Any, sampler: Any, guidance: Any = None, weak: Any = 
 def _sampling_program(
     network: Any, process: Any, tokenizer: Any, sampler: Any, guidance: Any, weak_network: Any
 ) -> Any:
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=own_options())
     def program(
         variables: PyTree, seed: Array, numbers: Array, labels: dict[str, Array], weak_params: PyTree = None
     ) -> Array:

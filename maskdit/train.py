@@ -157,6 +157,7 @@ class _Programs:
         static = {"task": self.task, "plan": plan, "groups": groups, "microbatches": self.run.microbatches}
         lowered = lower(state, self.frozen, arrays, self.seed, **static, devices=self.devices)
         program = compiled(lowered, self.devices)
+        distributed.barrier()  # a collective does not wait long for a process that still compiles
         _LOG.info("compiled the step of %s in %.1f s", plan, time.perf_counter() - begin)
         return program
 

@@ -17,7 +17,8 @@ Axes = tuple[str | None, str | None]
 class Linear(nn.Module):
     """`x @ kernel + bias` on the last axis; every product with a weight in the library is this named module.
 
-    Parameters are float32: `kernel` `[in, features]` and `bias` `[features]`, with logical axis names for sharding.
+    Parameters are float32: `kernel` `[in, features]`, or `[in, parts, features / parts]`, and `bias` `[features]`, with
+    logical axis names for sharding.
     Adapters and quantizers find the module by its path through `flax.linen.intercept_methods`.
 
     Attributes:
@@ -51,18 +52,25 @@ class Linear(nn.Module):
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         bias = None
         if self.use_bias:
-            bias_init = nn.with_logical_partitioning(self.bias_init, self.axes[1:])
+            bias_axes = self.axes[1:] if self.parts == 1 else (None,)  # cut in one piece it would not match the parts
+            bias_init = nn.with_logical_partitioning(self.bias_init, bias_axes)
             bias = self.param("bias", bias_init, (self.features,), jnp.float32).astype(self.dtype)
         if self.parts == 1:
             return _affine(x, kernel, bias, self.axes)
         if by_hand() and sharding.device_count() == 1:  # one large product is faster on a CPU
             return tuple(jnp.split(_affine(x, kernel.reshape(size, -1), bias, self.axes), self.parts, axis=-1))
         if sharding.cut_across(kernel, axes):  # one product, so that the gradient of x is summed over devices once
-            out = jnp.einsum("...i,ipo->...po", x, kernel)
+            through = sharding.product if not plain() and sharding.scattered(x, kernel, axes) else _in_parts
+            out = through(x, kernel, axes)  # [..., parts, features / parts]
             out = out if bias is None else out + bias.reshape(self.parts, -1)
             return tuple(out[..., i, :] for i in range(self.parts))
         biases = (None,) * self.parts if bias is None else jnp.split(bias, self.parts)
         return tuple(_affine(x, kernel[:, i], biases[i], self.axes) for i in range(self.parts))
+
+
+def _in_parts(x: Array, kernel: Array, axes: Any) -> Array:
+    del axes
+    return jnp.einsum("...i,ipo->...po", x, kernel)
 
 
 def _affine(x: Array, kernel: Array, bias: Array | None, axes: Axes) -> Array:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 Array = jax.Array
@@ -115,15 +116,19 @@ def scattered(x: Array, kernel: Array, axes: Names) -> bool:
     cut = {axis for axis in placed(axes, kernel.shape, sizes) if axis in rows and sizes[axis] > 1}
     if not cut or x.ndim < 2 or x.shape[0] % ways:
         return False
-    return math.prod(x.shape[:-1]) * sum(kernel.shape) >= math.prod(kernel.shape)
+    inner, outer = kernel.shape[0], math.prod(kernel.shape[1:])
+    return math.prod(x.shape[:-1]) * (inner + outer) >= inner * outer
 
 
 def product(x: Array, kernel: Array, axes: Names) -> Array:
-    """`x [B, ..., in] @ kernel [in, out]` with the weight gathered first and its gradient scattered.
+    """`x [B, ..., in] @ kernel [in, ...out]` for a weight that is cut over devices, its gradient scattered.
+
+    The weight is gathered first, and kept for the backward pass; inside `gathering(again=True)` gathers are left to
+    XLA, which makes one for each use.
 
     Args:
       x: rows, cut over the batch axes.
-      kernel: the weight, cut as `placed` says.
+      kernel: the weight, cut as `placed` says; its output may have one axis or two.
       axes: the weight's logical names.
     """
     return _product(x, kernel, tuple(axes), _again.get())
@@ -131,27 +136,32 @@ def product(x: Array, kernel: Array, axes: Names) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], again: bool) -> Array:
-    return x @ _whole(kernel, axes)
+    return _applied(x, kernel if again else _whole(kernel, axes))
 
 
 def _product_forward(
     x: Array, kernel: Array, axes: tuple[str | None, ...], again: bool
 ) -> tuple[Array, tuple[Array, Array]]:
-    whole = _whole(kernel, axes)
-    return x @ whole, (x, kernel if again else whole)
+    kernel = kernel if again else _whole(kernel, axes)
+    return _applied(x, kernel), (x, kernel)
 
 
 def _product_backward(
     axes: tuple[str | None, ...], again: bool, saved: tuple[Array, Array], g: Array
 ) -> tuple[Array, Array]:
     x, kernel = saved
-    if again:  # the barrier keeps XLA from taking the first gather's result, and from gathering early
-        kernel, g = jax.lax.optimization_barrier((kernel, g))
-        kernel = _whole(kernel, axes)
-    return g @ kernel.T, _kernel_gradient(x, g, axes)
+    return _applied_back(g, kernel), _kernel_gradient(x, g, axes)
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+def _applied(x: Array, kernel: Array) -> Array:
+    return x @ kernel if kernel.ndim == 2 else jnp.einsum("...i,ipo->...po", x, kernel)
+
+
+def _applied_back(g: Array, kernel: Array) -> Array:
+    return g @ kernel.T if kernel.ndim == 2 else jnp.einsum("...po,ipo->...i", g, kernel)
 
 
 def _whole(kernel: Array, axes: Names) -> Array:
@@ -162,14 +172,15 @@ def _whole(kernel: Array, axes: Names) -> Array:
 
 
 def _kernel_gradient(x: Array, g: Array, axes: Names) -> Array:
-    """`x^T g` summed over all rows, `[in, out]`, each device with its part."""
+    """`x^T g` summed over all rows, `[in, ...out]`, each device with its part."""
     mesh, rows = jax.sharding.get_abstract_mesh(), batch_axes()
-    shape = (x.shape[-1], g.shape[-1])
-    spec = placed(axes, shape, dict(mesh.shape))
-    inner, outer = (None if axis in rows else axis for axis in spec)
+    output = g.shape[x.ndim - 1 :]
+    spec = placed(axes, (x.shape[-1], *output), dict(mesh.shape))
+    inner, outer = (None if axis in rows else axis for axis in (spec[0], spec[-1]))
 
     def local(x: Array, g: Array) -> Array:
-        total = x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]), g.reshape(-1, *g.shape[x.ndim - 1 :])
+        total = flat[0].T @ flat[1] if len(output) == 1 else jnp.einsum("ri,rpo->ipo", *flat)
         for place, axis in enumerate(spec):
             if axis in rows and mesh.shape[axis] > 1:
                 total = _scatter(total, axis, place, mesh.shape[axis])

@@ -1,7 +1,7 @@
 """DiT: a transformer over patches of latents, conditioned by adaptive layer norm (Peebles & Xie 2023).
 
-Parameters (kernels are `[in, out]`): `patch_embed`, `time_embed.{fc1,fc2}`, `label_embed.LABEL`,
-`blocks_i.{modulation, attn.qkv, attn.proj, mlp.fc1, mlp.fc2}`, `final.{modulation, linear}`.
+Parameters (kernels are `[in, out]`, that of `attn.qkv` `[in, 3, out]`): `patch_embed`, `time_embed.{fc1,fc2}`,
+`label_embed.LABEL`, `blocks_i.{modulation, attn.qkv, attn.proj, mlp.fc1, mlp.fc2}`, `final.{modulation, linear}`.
 """
 
 import functools

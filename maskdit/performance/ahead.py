@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from maskdit.training.xla import compiler_options
 
 GIB = 2**30
 _LOG = logging.getLogger(__name__)
-_FORMAT = 1  # of the files that are kept; another number makes them anew
+_FORMAT = 2  # of the files that are kept; another number makes them anew
 _TOO_LARGE = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMG])")
 _REDUCED = 2**20  # bytes from which an all-reduce is named
 
@@ -109,10 +110,13 @@ def estimate(program: Traced, devices: Mesh) -> Estimate:
     _LOG.info("compiling the %s for %d %s; minutes, for a large one", program.name, devices.size, _kind(devices))
     found = _compile(program, devices)
     found = dataclasses.replace(found, seconds=time.perf_counter() - begin)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(json.dumps(dataclasses.asdict(found)))
-    unfinished.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = file.with_suffix(f".{os.getpid()}")
+        unfinished.write_text(json.dumps(dataclasses.asdict(found)))
+        unfinished.replace(file)
+    except OSError as error:
+        _LOG.warning("the result is not kept: %s; XDG_CACHE_HOME names another directory", error)
     return found
 
 
@@ -160,8 +164,20 @@ def _moved(found: list[hlo.Collective]) -> tuple[Moved, ...]:
 
 def _key(program: Traced, devices: Mesh) -> str:
     versions = [_version(name) for name in ("jax", "jaxlib", "libtpu")]
-    options = compiler_options("tpu", _kind(devices))
-    facts = [_FORMAT, program.images, program.macs, program.passes, devices.size, _kind(devices), options, versions]
+    options = compiler_options("tpu")
+    flags = [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
+    facts = [
+        _FORMAT,
+        flags,
+        inspect.getsource(hlo),
+        program.images,
+        program.macs,
+        program.passes,
+        devices.size,
+        _kind(devices),
+        options,
+        versions,
+    ]
     places = [str(device) for device in devices.devices.flat]
     return hashlib.sha256(json.dumps([*facts, places, program.lowered.as_text()]).encode()).hexdigest()[:32]
 

@@ -99,6 +99,7 @@ def collectives(text: str) -> list[Collective]:
         for item in body
         if _collective(item) and any(_START in one.rest for one in body)
     }
+    types = {item.name: item.type for body in program.values() for item in body}
     found = []
     for name, times, depth in _executed(program, entry):
         starts = any(_START in item.rest for item in program[name])
@@ -109,7 +110,7 @@ def collectives(text: str) -> list[Collective]:
             later = item.opcode.endswith("-start") or starts or depth == "async"
             if _group(item) == 1:
                 continue  # each device with itself
-            size = _payload(kind, item, program)
+            size = _payload(kind, item, types)
             found.append(Collective(kind, size, times, _group(item), _operation(item), later))
     return found
 
@@ -209,18 +210,17 @@ def _trips(item: _Instruction, program: Program) -> int:
     return max(bounds, default=1)
 
 
-def _payload(kind: str, item: _Instruction, program: Program) -> int:
+def _payload(kind: str, item: _Instruction, types: dict[str, str]) -> int:
     if kind == "all-gather" and item.opcode.endswith("-start"):
-        return _bytes(item.type) - _operand_bytes(item, program)  # a start gives its operands again, and the results
+        return _bytes(item.type) - _operand_bytes(item, types)  # a start gives its operands again, and the results
     if kind in ("all-gather", "all-to-all", "collective-permute") and not item.opcode.endswith("-start"):
         return _bytes(item.type)
-    return _operand_bytes(item, program)
+    return _operand_bytes(item, types)
 
 
-def _operand_bytes(item: _Instruction, program: Program) -> int:
+def _operand_bytes(item: _Instruction, types: dict[str, str]) -> int:
     if found := _bytes(item.operands):
         return found
-    types = {one.name: one.type for body in program.values() for one in body} if not hasattr(program, "types") else {}
     return sum(_bytes(types.get(name, "")) for name in _NAMES.findall(item.operands))
 
 
@@ -241,7 +241,7 @@ def _group(item: _Instruction) -> int:
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", item.rest)
     if counted:
         return int(counted.group(1))
-    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", item.rest)
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(.*?\))? \{([^}]*)\}", item.rest)
     if not named:
         return 0
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", named.group(1)))

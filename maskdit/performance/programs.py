@@ -54,9 +54,11 @@ def training_steps(run: Run, devices: Mesh, latents: bool = False) -> list[Trace
     batch = _batch(run, task, devices, latents)
     state = step.abstract_state(task, run.ema, batch, devices)
     frozen, seed = _frozen(task, devices), _seed(devices)
-    found = {}
+    found = []
     for plan, groups in tasks.plans(task, run.steps):
         name = "training step" if plan.keep is None else f"training step, {plan.keep} tokens kept"
+        if len(groups) < len(task.groups):
+            name += f", of {' and '.join(groups)}"
         lowered = step.lower(
             state,
             frozen,
@@ -68,8 +70,8 @@ def training_steps(run: Run, devices: Mesh, latents: bool = False) -> list[Trace
             microbatches=run.microbatches,
             devices=devices,
         )
-        found[name] = Traced(name, lowered, run.batch, _macs(task, plan), 3)
-    return list(found.values())
+        found.append(Traced(name, lowered, run.batch, macs(task, plan), 3))
+    return found
 
 
 def sampling(run: Run, devices: Mesh, images: int) -> Traced | None:
@@ -98,7 +100,7 @@ def sampling(run: Run, devices: Mesh, images: int) -> Traced | None:
     with mesh.applied(devices), compiling_for(devices.devices.flat[0].platform):
         lowered = sampling_program(task, run.sampler, run.guidance).lower(*arguments)
     calls = network_calls(run.sampler, task.process, run.guidance)
-    return Traced(f"sampling, {calls} network calls", lowered, images, _macs(task, Plan()), calls)
+    return Traced(f"sampling, {calls} network calls", lowered, images, macs(task, Plan()), calls)
 
 
 def parameter_shardings(run: Run, devices: Mesh) -> list[tuple[str, tuple[int, ...], Any]]:
@@ -147,7 +149,8 @@ def _on(tree: PyTree, where: PyTree) -> PyTree:
     return jax.tree.map(one, tree, where)
 
 
-def _macs(task: Any, plan: Plan) -> float:
+def macs(task: Any, plan: Plan) -> float:
+    """Multiply-adds of one image's forward pass through a task's network, by its formula; 0 where it has none."""
     network = task.network
     if not hasattr(network, "macs"):
         return 0.0

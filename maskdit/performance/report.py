@@ -127,8 +127,11 @@ def read(path: str) -> Report:
     """
     try:
         found = json.loads(epath.Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise BenchError(f"--against takes a file written by --json; {path} cannot be read: {error}") from error
+    except ValueError:
+        found = None  # no JSON
+    except OSError as error:
+        why = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise BenchError(f"--against takes a file written by `maskdit bench --json`; {path} {why}") from error
     if not isinstance(found, dict) or found.pop("kind", None) != KIND:
         raise BenchError(f"--against takes a file written by `maskdit bench --json`; {path} is another kind of file")
     figures = {name: Figure(**figure) for name, figure in found.pop("figures").items()}

@@ -55,9 +55,12 @@ def describe_on(run: Run, place: Topology, latents: bool, only: str | None, samp
 
 def rows(name: str, run: Run, place: Topology, latents: bool, only: str | None, samples: int) -> Iterator[str]:
     """A run's programs as rows of a table; the first of all is to follow `header`."""
-    devices = run.mesh.make(place.devices)
-    for traced in _programs(run, devices, latents, only, samples):
-        yield _row(name, estimate(traced, devices), place, devices, run)
+    try:
+        devices = run.mesh.make(place.devices)
+        for traced in _programs(run, devices, latents, only, samples):
+            yield _row(name, estimate(traced, devices), place, devices, run)
+    except ValueError as error:
+        yield f"| `{name}` | {error} |{' |' * 7}"
 
 
 def _programs(run: Run, devices: Mesh, latents: bool, only: str | None, samples: int) -> Iterator[programs.Traced]:
@@ -119,7 +122,7 @@ def sweep(
 def text(found: Estimate, place: Topology, devices: Mesh, run: Run) -> str:
     """An estimate as lines."""
     limit, generation = _limit(place), place.generation
-    lines = [f"\n{found.name}, {found.images} images, {found.images // devices.size} on each chip; loss {_loss(run)}"]
+    lines = [f"\n{found.name}, {found.images} images on {devices.size} chips; loss {_loss(run)}"]
     if found.needed is not None:
         return "\n".join(
             [*lines, f"  HBM      does not fit: needs {found.needed:.2f} of {limit:.2f} GiB; {_advice(run)}"]
@@ -200,10 +203,12 @@ def _choices(config: ConfigDict, place: Topology, asked: Mapping[str, Sequence[s
     if unknown:
         raise ValueError(f"a sweep takes mesh, remat and batch; got {min(unknown)}")
     count = len(place.devices)
-    meshes = asked.get("mesh") or [f"1x{count}x1", f"{count}x1x1", *([f"1x{count // 2}x2"] if count > 1 else [])]
+    usual = [f"1x{count}x1", f"{count}x1x1", f"1x{count // 2}x2"] if count > 1 else ["1x1x1"]
+    meshes = asked.get("mesh") or usual
+    batches = asked.get("batch") or [str(config.batch), str(2 * config.batch)]
     remats: Sequence[str | None] = asked.get("remat") or (REMATS if "remat" in config.task.network else (None,))
     found = []
-    for mesh, remat, batch in itertools.product(meshes, remats, asked.get("batch") or [str(config.batch)]):
+    for mesh, remat, batch in itertools.product(meshes, remats, batches):
         sizes = mesh.split("x")
         if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
             raise ValueError(f"a mesh of a sweep is data x fsdp x tensor, such as 1x{count}x1; got '{mesh}'")

@@ -14,6 +14,7 @@ from maskdit import config as configs
 from maskdit.contracts import PyTree
 from maskdit.data.source import DataError, Record
 from maskdit.draw import Draw
+from maskdit.performance import programs
 from maskdit.performance.timing import Compilations, counted
 from maskdit.tasks import task as tasks
 from maskdit.training import mesh, placement
@@ -135,10 +136,7 @@ class Subject:
     @property
     def macs(self) -> int | None:
         """Multiply-adds of one image's forward pass under the plan; None where the network has no formula."""
-        network = self.task.network
-        if not hasattr(network, "macs"):
-            return None
-        return network.macs(self.plan.keep) if hasattr(network, "layout") else network.macs()
+        return int(programs.macs(self.task, self.plan)) or None
 
     @functools.cached_property
     def frozen(self) -> PyTree:

@@ -23,8 +23,8 @@ from maskdit.processes.ddpm import DDPM
 from maskdit.processes.edm import EDM
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.pixels import Pixels
-from maskdit.training.mesh import unboxed
-from maskdit.training.step import create, train_step
+from maskdit.training.mesh import MeshShape, unboxed
+from maskdit.training.step import compiled, create, lower
 
 LATENT = {"input_size": 32, "patch": 2, "channels": 4, "classes": {"label": 1000}}
 WARM = 5
@@ -140,12 +140,13 @@ def _program(name: str, task: Generator, batch: int, keep: int | None = None) ->
     seed = jax.random.key(0)
     frozen: dict[str, Any] = {"tokenizer": {}}
     state = jax.jit(lambda key: unboxed(create(task, (0.9999,), rows, key)))(seed)
-    step = functools.partial(train_step, task=task, plan=Plan(keep), groups=("generator",), microbatches=1)
-    compiled = jax.jit(step, donate_argnums=0).lower(state, frozen, rows, seed).compile()
+    static: dict[str, Any] = {"task": task, "plan": Plan(keep), "groups": ("generator",), "microbatches": 1}
+    alone = MeshShape().make(jax.devices()[:1])
+    step = compiled(lower(state, frozen, rows, seed, **static, devices=alone), alone)
     holder = [state]
 
     def run() -> Any:
-        holder[0], metrics = compiled(holder[0], frozen, rows, seed)
+        holder[0], metrics = step(holder[0], frozen, rows, seed)
         return metrics["loss"]
 
     return Program(name, training_flops(task.network.macs(keep)) * batch, run)

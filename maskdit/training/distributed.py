@@ -22,6 +22,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -126,28 +127,25 @@ def _patience() -> float:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Joins the processes; an error inside, on any of them, ends all: the others say why this one failed."""
+    """Joins the processes; an error inside, on any of them, ends all with exit code 1, and all say why.
+
+    No caller catches that error: peers that are in the middle of a collective cannot go on. One process that is alone
+    raises as ever.
+    """
     initialize()
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except BaseException as error:
         if _peers is None:
             raise
-        silent = _peers.silent()  # a collective fails where a peer dies
-        reason = f"nothing is heard of {', '.join(silent)}" if silent else "a computation failed"
-        sentence = f"{reason}: {_line(error)}. Start the job again: a run goes on from its last checkpoint"
-        _peers.fail(sentence)
-        raise DistributedError(sentence) from error
-    except BaseException as error:
-        if _peers is not None:
-            _peers.fail(str(error) or type(error).__name__)
-        raise
-
-
-def leave() -> None:
-    """Ends this process with exit code 1 after `together` failed; returns where the process is alone."""
-    if _peers is not None:
-        _peers.leave()
+        sentence = str(error) or type(error).__name__
+        if isinstance(error, jax.errors.JaxRuntimeError) and (silent := _peers.silent()):
+            # a collective fails where a peer dies
+            sentence = f"nothing is heard of {', '.join(silent)} ({_line(error)}). Start the job again: a run goes on "
+            sentence += "from its last checkpoint"
+        elif os.environ.get("MASKDIT_TRACEBACK") or not _told(error):
+            traceback.print_exception(error)
+        _peers.end(sentence)
 
 
 def peers() -> Peers | None:
@@ -216,10 +214,11 @@ def agree(**facts: Any) -> None:
         return
     ours = _flat(json.loads(json.dumps({"versions": versions(), **facts})))
     theirs = first(lambda: ours)
+    absent = "(absent)"
     lines = [
-        f"{key} is {ours.get(key, '(absent)')!r}, on process 0 {theirs.get(key, '(absent)')!r}"
+        f"{key} is {ours.get(key, absent)!r}, on process 0 {theirs.get(key, absent)!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key, lines_differ := object()) != theirs.get(key, lines_differ)
+        if ours.get(key, absent) != theirs.get(key, absent)
     ]
     try:
         refuse(", ".join(lines[:5]) + (f", and {len(lines) - 5} more" if len(lines) > 5 else ""))
@@ -270,6 +269,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _name(process: int) -> str:
     return f"process {process}" if _peers is None else _peers.name(process)
+
+
+def _told(error: BaseException) -> bool:
+    """Whether an error carries a sentence: of this library, or about values and files."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("maskdit.")
 
 
 def _line(error: BaseException) -> str:
@@ -324,7 +328,6 @@ def main() -> int:
                 print(table)
     except (DistributedError, ValueError, OSError) as error:
         print(f"maskdit: {error}", file=sys.stderr)
-        leave()
         return 1
     return 0
 

@@ -40,9 +40,10 @@ RULES: dict[str, str | tuple[str, ...]] = {
 class MeshShape:
     """Sizes of the mesh axes; -1, at most once, takes the devices that the others leave.
 
-    Devices that a data-centre network (DCN) joins form slices: TPU slices, or hosts of GPUs. The `dcn_` factors say
-    over which axes the slices are laid; the others are sizes within one slice. An axis's whole size is the product of
-    the two.
+    Devices that a data-centre network (DCN) joins form slices: TPU slices, or the GPUs that NVLink joins, often those
+    of a node. The `dcn_` factors say over which axes the slices are laid; the others are sizes within one slice. An
+    axis's whole size is the product of the two. Gradients of parameters that are cut over slices (`dcn_fsdp`) cross
+    that network whole; copies in each slice (`dcn_data`) are summed over it in parts.
 
     Attributes:
       data: copies of the model.
@@ -63,14 +64,19 @@ class MeshShape:
     def make(self, devices: Sequence[Any] | None = None) -> Mesh:
         """The mesh over these devices, or all.
 
-        Neighbours on a TPU's network are neighbours on the mesh. Slices are told by the devices; where these do not
-        tell, such as GPUs, the devices are taken in order, as many slices of equal size as the `dcn_` factors multiply
-        to (with `dcn_data=-1`, one).
+        Neighbours on a TPU's network are neighbours on the mesh. Slices are told by the devices; where these tell of
+        one or none, the devices are taken in order, as many slices of equal size as the `dcn_` factors multiply to
+        (with `dcn_data=-1`, one).
 
         Raises:
           ValueError: where the sizes do not multiply to the number of devices, or the factors to that of slices.
         """
         devices = list(jax.devices() if devices is None else devices)
+        if self.dcn_data not in (-1, max(self.dcn_data, 1)) or min(self.dcn_fsdp, self.dcn_tensor) < 1:
+            raise ValueError(
+                "dcn factors are 1 or more, and dcn_data may be -1; got "
+                f"dcn_data={self.dcn_data}, dcn_fsdp={self.dcn_fsdp}, dcn_tensor={self.dcn_tensor}"
+            )
         slices = _slices(devices, max(self.dcn_data, 1) * self.dcn_fsdp * self.dcn_tensor)
         dcn = _filled((self.dcn_data, self.dcn_fsdp, self.dcn_tensor), len(slices))
         if dcn is None:
@@ -156,6 +162,10 @@ def _slices(devices: list[Any], asked: int) -> list[list[Any]]:
     numbers = sorted({getattr(device, "slice_index", 0) for device in devices})
     if len(numbers) > 1:
         parts = [[device for device in devices if device.slice_index == number] for number in numbers]
+        if len({len(part) for part in parts}) > 1:
+            raise ValueError(
+                f"slices must be of one size; these have {', '.join(str(len(part)) for part in parts)} devices"
+            )
     else:
         count = asked if len(devices) % asked == 0 else 1
         size = len(devices) // count
@@ -164,9 +174,8 @@ def _slices(devices: list[Any], asked: int) -> list[list[Any]]:
 
 
 def _coordinates(device: Any) -> tuple[int, ...]:
-    """A TPU's place on its network, major first; nothing for other devices."""
-    coords = getattr(device, "coords", None)
-    return (*reversed(coords), device.core_on_chip) if coords is not None else ()
+    """A TPU's place on its network, major first; nothing for other devices, of which GPUs have numbers of that name."""
+    return (*reversed(device.coords), device.core_on_chip) if hasattr(device, "core_on_chip") else ()
 
 
 def _filled(asked: Sequence[int], count: int) -> list[int] | None:

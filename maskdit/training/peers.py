@@ -7,6 +7,7 @@ process lives and hears what a failing one says. The service's own heartbeats, w
 
 import atexit
 import contextlib
+import multiprocessing
 import os
 import socket
 import sys
@@ -61,12 +62,12 @@ class Peers:
         """Waits until all processes are here."""
         self._client.wait_at_barrier(f"maskdit/{name}", _DAY)
 
-    def fail(self, sentence: str) -> None:
-        """Tells the others why this process ends; they end too, saying it."""
-        if not self._failed.is_set():
-            self._failed.set()
-            with contextlib.suppress(Exception):  # nobody is there to hear it
-                self.put(f"failed/{self.index}", sentence)
+    def end(self, sentence: str) -> NoReturn:
+        """Ends this process with a sentence and exit code 1; the others hear it and end too, saying it."""
+        self._failed.set()
+        with contextlib.suppress(Exception):  # nobody is there to hear it
+            self.put(f"failed/{self.index}", sentence)
+        self._leave(sentence)
 
     def silent(self) -> list[str]:
         """Names of the processes of which nothing is heard for some seconds; where one says why it failed, this process
@@ -78,8 +79,9 @@ class Peers:
             self.name(process) for process in range(self.count) if now.get(str(process)) == before.get(str(process))
         ]
 
-    def leave(self) -> NoReturn:
-        """Ends this process with exit code 1; without JAX's farewell, which waits for peers that will not come."""
+    def _leave(self, sentence: str) -> NoReturn:
+        """Ends this process; without JAX's farewell, which waits for peers that will not come."""
+        print(f"maskdit: {sentence}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
             self.put(f"left/{self.index}", "")
         end = time.monotonic() + 10 * _BEAT
@@ -89,6 +91,8 @@ class Peers:
                 if len(self.under("left")) == self.count:
                     break
             time.sleep(0.1)
+        for worker in multiprocessing.active_children():  # of the loader, which would outlive this process
+            worker.kill()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
@@ -108,12 +112,12 @@ class Peers:
                     function()
             except Exception as error:
                 if not self._ending.is_set() and not self._failed.is_set():
-                    self._stop(f"the first process cannot be reached any more ({str(error).splitlines()[0]})")
+                    self._leave(f"the first process cannot be reached any more ({str(error).splitlines()[0]})")
                 return
             if self._failed.is_set():
                 continue  # the thread that failed says why
             for process, sentence in said.items():
-                self._stop(f"{self.name(int(process))} stopped: {sentence}")
+                self._leave(f"{self.name(int(process))} stopped: {sentence}")
             for process, now in beats.items():
                 before, since = seen[process]
                 # where this process itself slept, nobody else was silent
@@ -125,22 +129,15 @@ class Peers:
                     f"{self._patience:.0f} s: dead, or cut off. See its log, and start the job again: a run goes on "
                     "from its last checkpoint"
                 )
-                self.fail(sentence)
-                self._stop(sentence)
-
-    def _stop(self, sentence: str) -> NoReturn:
-        print(f"maskdit: {sentence}", file=sys.stderr, flush=True)
-        self.leave()
+                self.end(sentence)
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)  # what ended the program, where an error did
         if error is not None:
-            self.fail(f"{type(error).__name__}: {error}")
-        if self._failed.is_set():
-            self.leave()
+            self.end(f"{type(error).__name__}: {error}")
         try:
             self._client.wait_at_barrier("maskdit/end", _FAREWELL)
         except Exception:
-            self._stop(f"the other processes did not end within {_FAREWELL // 60_000} minutes")
+            self._leave(f"the other processes did not end within {_FAREWELL // 60_000} minutes")
         self._ending.set()
         self._thread.join()  # a thread that outlives the interpreter takes it down

@@ -108,8 +108,7 @@ def lower(
 
 def compiled(lowered: Any, devices: Mesh) -> Any:
     """Compiles a traced program with the options of the mesh's devices."""
-    device = devices.devices.flat[0]
-    return lowered.compile(compiler_options=compiler_options(device.platform, device.device_kind))
+    return lowered.compile(compiler_options=compiler_options(devices.devices.flat[0].platform))
 
 
 def train_step(

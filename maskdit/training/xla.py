@@ -14,12 +14,14 @@ ever removed; delete the directory at any time. Whoever can write to it can run 
 """
 
 import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
 import re
 
 _LOG = logging.getLogger(__name__)
+_TPUS = ("/dev/accel0", "/dev/vfio/0")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
 
 
@@ -31,14 +33,12 @@ class Option:
       platform: `cpu`, `gpu` or `tpu`.
       name, value: as XLA spells them.
       why: what it does here.
-      kinds: beginnings of the names of the device kinds that know it, such as `TPU v5 lite`; all by default.
     """
 
     platform: str
     name: str
     value: bool | int | str
     why: str
-    kinds: tuple[str, ...] = ("",)
 
 
 OPTIONS = (
@@ -58,19 +58,17 @@ OPTIONS = (
 """Every option that is set. None on a CPU, where results must not depend on where they were compiled."""
 
 
-def compiler_options(platform: str, device_kind: str) -> dict[str, bool | int | str]:
-    """What to give to `jax.jit(...).lower(...).compile(compiler_options=...)`.
-
-    Args:
-      platform: a device's `platform`: `cpu`, `gpu` or `tpu`.
-      device_kind: its `device_kind`, such as `TPU v5 lite`.
-    """
+def compiler_options(platform: str) -> dict[str, bool | int | str]:
+    """What to give to `jax.jit(...).lower(...).compile(compiler_options=...)` for a platform: `cpu`, `gpu` or `tpu`."""
     asked = set(re.findall(r"--(\w+)", " ".join(os.environ.get(name, "") for name in _FLAGS)))
-    return {
-        option.name: option.value
-        for option in OPTIONS
-        if option.platform == platform and device_kind.startswith(option.kinds) and option.name not in asked
-    }
+    return {option.name: option.value for option in OPTIONS if option.platform == platform and option.name not in asked}
+
+
+def own_options() -> dict[str, bool | int | str]:
+    """`compiler_options` of the devices that this process computes on, for `jax.jit(compiler_options=...)`."""
+    import jax
+
+    return compiler_options(jax.default_backend())
 
 
 _COMPILE_ONLY = {
@@ -83,6 +81,15 @@ _COMPILE_ONLY = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TF_CPP_MIN_LOG_LEVEL": "2",
 }
+
+
+def leave_out_tpu() -> None:
+    """Keeps jax from looking for a TPU where its compiler is installed (the extra `aot`) and no TPU is; to be called
+    before jax is imported. It would complain in many lines, and its profiler ends the process.
+    """
+    if importlib.util.find_spec("libtpu") is None or any(pathlib.Path(path).exists() for path in _TPUS):
+        return
+    os.environ.setdefault("JAX_PLATFORMS", "cuda,cpu" if pathlib.Path("/dev/nvidia0").exists() else "cpu")
 
 
 def compile_only() -> None:

@@ -35,7 +35,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 
 %all-reduce-scatter.3 (g: f32[160,64]) -> f32[10,64] {
   %g = f32[160,64]{1,0} parameter(0)
-  %sum.1 = f32[160,64]{1,0} all-reduce(%g), channel_id=8, replica_groups=[1,16]<=[16], to_apply=%add
+  %sum.1 = f32[160,64]{1,0} all-reduce(%g), channel_id=8, replica_groups=mesh['a'=2,'b'=16], device_ids=([2,2,8]T(1,0,2)) {'b'}, to_apply=%add
   %id = u32[] partition-id()
   ROOT %slice = f32[10,64]{1,0} dynamic-slice(%sum.1, %id), dynamic_slice_sizes={10,64}
 }

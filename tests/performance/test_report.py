@@ -68,7 +68,7 @@ def test_other_files_are_refused(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(BenchError, match="--against takes a file"):
         read(str(tmp_path / "other.json"))
-    with pytest.raises(BenchError, match=r"missing\.json cannot be read"):
+    with pytest.raises(BenchError, match=r"missing\.json does not exist"):
         read(str(tmp_path / "missing.json"))
 
 

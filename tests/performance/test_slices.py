@@ -119,7 +119,7 @@ def test_a_sweep_names_the_best_that_fits(place, monkeypatch):
 
     monkeypatch.setattr(programs, "training_steps", lambda run, mesh, latents: [run.task.network.remat])
     monkeypatch.setattr(slices, "estimate", estimate)
-    tried = {"mesh": ["8x1x1", "1x8x1", "3x1x1"], "remat": ["none", "full"]}
+    tried = {"mesh": ["8x1x1", "1x8x1", "3x1x1"], "remat": ["none", "full"], "batch": ["16"]}
     lines = list(slices.sweep(tiny({"batch": 16}), place, True, (), tried))
     assert len(asked) == 4 and len(lines) == 7
     assert "needs 20.00" in lines[0] and "8 devices" in lines[4]

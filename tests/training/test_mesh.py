@@ -83,6 +83,31 @@ def test_neighbours_on_the_network_are_neighbours_on_the_mesh():
     assert network_lines_of(MeshShape().make(jax.devices()))["data"] == (8,)
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A GPU as jax shows it: numbers called coordinates, and the NVLink domain as its slice."""
+
+    id: int
+    slice_index: int
+    coords: tuple[int, ...]
+
+
+def test_gpus_are_taken_in_order_and_their_nodes_are_slices():
+    gpus = [Gpu(i, i // 8, (i % 8,)) for i in range(16)]
+    mesh = MeshShape(data=1, fsdp=-1).make(gpus)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 8, "tensor": 1}
+    assert [gpu.id for gpu in mesh.devices.flat] == list(range(16))
+    assert network_lines_of(mesh)["fsdp"] == (8,)
+    with pytest.raises(ValueError, match="8, 7 devices"):
+        MeshShape().make(gpus[:-1])
+
+
+@pytest.mark.parametrize("wrong", [{"dcn_fsdp": 0}, {"dcn_tensor": -1}, {"dcn_data": 0}])
+def test_factors_that_make_no_sense_are_refused(wrong):
+    with pytest.raises(ValueError, match="1 or more"):
+        MeshShape(**wrong).make()
+
+
 def test_rows_are_blocks_and_cover_the_batch():
     mesh = MeshShape(data=2, fsdp=4).make()
     assert local_rows(mesh, 16) == list(range(16))

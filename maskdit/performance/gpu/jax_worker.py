@@ -32,8 +32,8 @@ from maskdit.samplers.sampling import sample
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.pixels import Pixels, to_float
 from maskdit.tokenizers.vae import VAE
-from maskdit.training.mesh import unboxed
-from maskdit.training.step import TrainState, create, train_step
+from maskdit.training.mesh import MeshShape, unboxed
+from maskdit.training.step import TrainState, compiled, create, lower
 
 REMATS = ("none", "dots", "full")
 """From the fastest to the smallest: the first that fits the device's memory is taken."""
@@ -166,9 +166,9 @@ class Ours:
 
         begin = time.perf_counter()
         program = run.lower(params, self.seed).compile()
-        compiled = time.perf_counter() - begin
+        compiling = time.perf_counter() - begin
         program(params, self.seed).block_until_ready()
-        return {"compile": compiled, "seconds": _repeat(lambda: program(params, self.seed), repeats)}
+        return {"compile": compiling, "seconds": _repeat(lambda: program(params, self.seed), repeats)}
 
     def decode(self, side: int, batch: int, autoencoder: Mapping[str, Any], repeats: int) -> dict[str, Any]:
         """Seconds of decoding latents to images with an autoencoder of random weights."""
@@ -179,9 +179,9 @@ class Ours:
         run = jax.jit(lambda variables, z: vae.apply(variables, Latents(values=z), method="decode"))
         begin = time.perf_counter()
         program = run.lower(variables, latents).compile()
-        compiled = time.perf_counter() - begin
+        compiling = time.perf_counter() - begin
         program(variables, latents).block_until_ready()
-        return {"compile": compiled, "seconds": _repeat(lambda: program(variables, latents), repeats)}
+        return {"compile": compiling, "seconds": _repeat(lambda: program(variables, latents), repeats)}
 
     def checkpoint(self, workload: Mapping[str, Any], folder: str) -> dict[str, Any]:
         """Seconds that a save keeps the training waiting, takes in all, and that restoring takes."""
@@ -264,9 +264,11 @@ def random_state(task: Generator, rows: Mapping[str, Any], params: PyTree = None
 
 
 def random_like(abstract: PyTree) -> PyTree:
-    """Normal random parameters of the given shapes: kernels `[..., in, out]` with deviation 0.5 / sqrt(in)."""
+    """Normal random parameters of the given shapes: kernels `[..., in, out]`, `[in, parts, out]` of 0.5 / sqrt(in)."""
     leaves, structure = jax.tree.flatten(unboxed(abstract))
-    fan = [leaf.size / leaf.shape[-1] if leaf.ndim > 1 else 625 for leaf in leaves]
+    fan = [
+        (leaf.shape[0] if leaf.ndim == 3 else leaf.size / leaf.shape[-1]) if leaf.ndim > 1 else 625 for leaf in leaves
+    ]
     drawn = [
         _normal(jax.random.key(i), leaf.shape, 0.5 * size**-0.5)
         for i, (leaf, size) in enumerate(zip(leaves, fan, strict=True))
@@ -282,14 +284,15 @@ def _normal(key: Any, shape: tuple[int, ...], deviation: float) -> Any:
 def _compile(task: Generator, work: Workload) -> Program:
     rows, seed = rows_of(work), jax.random.key(0)
     state = jax.eval_shape(functools.partial(random_state, task), rows)
-    step = functools.partial(train_step, task=task, plan=Plan(work.keep), groups=("generator",), microbatches=1)
+    static: dict[str, Any] = {"task": task, "plan": Plan(work.keep), "groups": ("generator",), "microbatches": 1}
+    alone = MeshShape().make(jax.devices()[:1])
     begin = time.perf_counter()
-    lowered = jax.jit(step, donate_argnums=0).lower(state, FROZEN, rows, seed)
+    lowered = lower(state, FROZEN, rows, seed, **static, devices=alone)
     traced = time.perf_counter()
     with counted() as programs:
-        compiled = lowered.compile()
+        program = compiled(lowered, alone)
     done = time.perf_counter()
-    sizes: Any = compiled.memory_analysis()
+    sizes: Any = program.memory_analysis()
     memory = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
     facts = {
         "trace": traced - begin,
@@ -298,7 +301,7 @@ def _compile(task: Generator, work: Workload) -> Program:
         "memory": memory - sizes.alias_size_in_bytes,
         "macs": task.network.macs(work.keep),
     }
-    return Program(task, compiled, facts)
+    return Program(task, program, facts)
 
 
 def _repeat(run: Any, repeats: int) -> list[float]:

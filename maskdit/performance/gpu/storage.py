@@ -18,8 +18,8 @@ from maskdit.performance.gpu.plan import Workload
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.linear import LinearPatches
 from maskdit.training.checkpoint import Checkpoints, Store
-from maskdit.training.mesh import unboxed
-from maskdit.training.step import TrainState, train_step
+from maskdit.training.mesh import MeshShape, unboxed
+from maskdit.training.step import TrainState, compiled, lower
 
 _PIXELS = 2
 """Pixels along a side of one latent position."""
@@ -83,7 +83,8 @@ def loader(
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     seed = jax.random.key(0)
     frozen = {"tokenizer": jax.jit(lambda key: unboxed(task.tokenizer.init(key, np.zeros(image.shape))))(seed)}
-    step = functools.partial(train_step, task=task, plan=Plan(work.keep), groups=("generator",), microbatches=1)
+    static: dict[str, Any] = {"task": task, "plan": Plan(work.keep), "groups": ("generator",), "microbatches": 1}
+    one = MeshShape().make(jax.devices()[:1])
     found: dict[str, Any] = {"records": records, "size": size, "loaders": []}
     program: Any = None
     for number in workers:
@@ -96,7 +97,7 @@ def loader(
             alone = _seconds(lambda batches=batches: next(batches), steps)  # type: ignore[misc]
             if program is None:
                 holder = [make(task, rows)]
-                program = jax.jit(step, donate_argnums=0).lower(holder[0], frozen, rows, seed).compile()
+                program = compiled(lower(holder[0], frozen, rows, seed, **static, devices=one), one)
 
                 def train(rows: Any, program: Any = program, holder: list[Any] = holder) -> Any:
                     holder[0], metrics = program(holder[0], frozen, rows, seed)
