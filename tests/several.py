@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,7 +34,9 @@ class Job:
             self.kill()
             said = "\n".join(f"--- process {i}\n{self.said(i)[-3000:]}" for i in range(len(self.logs)))
             raise AssertionError(f"still running after {seconds} s:\n{said}") from None
-        return [Ended(code, self.said(i)) for i, code in enumerate(codes)]
+        ended = [Ended(code, self.said(i)) for i, code in enumerate(codes)]
+        shutil.rmtree(self.logs[0].parent)
+        return ended
 
     def said(self, process: int) -> str:
         """What a process has printed so far."""

@@ -121,7 +121,7 @@ def test_synthetic_images_are_random_with_all_classes():
         (["--gates", "--config.batch=3"], "--gates takes no --config.batch"),
         ([NAME, "--parts", "loader,sampling"], "no part 'sampling'"),
         ([NAME, "--rounds", "0"], "1 or more"),
-        ([NAME, "--against", "no/such.json"], "cannot be read"),
+        ([NAME, "--against", "no/such.json"], "does not exist"),
         ([NAME, "--json", "no/such.json"], "folder does not exist"),
         ([NAME, "--config.batch=12"], "does not divide over 8 devices"),
     ],
