@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
     )
     sample.add_argument("--count", type=int, default=16, help="number of images (16)")
-    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
     sample.add_argument("--batch", type=int, default=64, help="images made at once (64)")
     sample.add_argument("--sampler", help="heun, euler, ddim or ancestral, in place of the model's own")
@@ -208,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
     evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
+    _measuring(verbs)
+    return parser
 
+
+def _measuring(verbs: Any) -> None:
+    """The verbs that tell what configs cost and how fast they run."""
     describe = _verb(verbs, "describe", _describe, "parameters, tokens, FLOPs and bytes of a config", epilog=_OVERRIDES)
     describe.add_argument("config", nargs="?", metavar="NAME|FILE[:variant]")
     describe.add_argument(
@@ -242,7 +247,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--json", metavar="FILE", help="write the figures")
     bench.add_argument("--against", metavar="FILE", help="compare with what --json wrote earlier, of the same config")
     bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")
-    return parser
 
 
 def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argparse.ArgumentParser:

@@ -93,7 +93,7 @@ def leave_out_tpu() -> None:
 
 
 def compile_only() -> None:
-    """Lets the TPU compiler work without a TPU, and jax compute on the CPU; to be called before jax is imported.
+    """Lets the TPU compiler work without a TPU, and, where jax was not imported yet, jax compute on the CPU.
 
     What the environment sets already wins.
     """
