@@ -83,7 +83,7 @@ def topology(name: str) -> Topology:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=name, **known.options)
     except (RuntimeError, ValueError, jax.errors.JaxRuntimeError) as error:
-        missing = "libtpu" in str(error).lower() or "unknown backend" in str(error).lower()
+        missing = any(word in str(error).lower() for word in ("libtpu", "not installed", "unknown backend"))
         why = "it needs the TPU compiler: pip install 'maskdit[aot]'" if missing else str(error).splitlines()[0]
         raise TopologyError(f"cannot compile for {name}: {why}") from error
     return Topology(name, known, list(found.devices))
