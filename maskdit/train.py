@@ -27,7 +27,7 @@ from maskdit.training import checkpoint, distributed, evaluation, mesh, placemen
 from maskdit.training.precision import on_this_device
 from maskdit.training.profiling import Profiler, Window
 from maskdit.training.run import LOADER_MAY_CHANGE, MAY_CHANGE, Run
-from maskdit.training.step import TrainState, abstract_state, compiled, create, lower
+from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower
 from maskdit.training.stopping import stopping
 
 _LOG = logging.getLogger(__name__)
@@ -257,11 +257,7 @@ def _initial_state(
     latest = distributed.first(lambda: store.latest)
     if latest is not None:
         return store.restore(latest, like)
-    make = jax.jit(
-        lambda key: mesh.unboxed(create(task, run.ema, shapes, key)),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, like),
-    )
-    return make(seed)
+    return initial_state(task, run.ema, shapes, seed, like)
 
 
 def _check_pictures(task: Any, run: Run) -> None:

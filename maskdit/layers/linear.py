@@ -60,17 +60,12 @@ class Linear(nn.Module):
         if by_hand() and sharding.device_count() == 1:  # one large product is faster on a CPU
             return tuple(jnp.split(_affine(x, kernel.reshape(size, -1), bias, self.axes), self.parts, axis=-1))
         if sharding.cut_across(kernel, axes):  # one product, so that the gradient of x is summed over devices once
-            through = sharding.product if not plain() and sharding.scattered(x, kernel, axes) else _in_parts
-            out = through(x, kernel, axes)  # [..., parts, features / parts]
+            scattered = not plain() and sharding.scattered(x, kernel, axes)
+            out = sharding.product(x, kernel, axes) if scattered else sharding.applied(x, kernel)
             out = out if bias is None else out + bias.reshape(self.parts, -1)
             return tuple(out[..., i, :] for i in range(self.parts))
         biases = (None,) * self.parts if bias is None else jnp.split(bias, self.parts)
         return tuple(_affine(x, kernel[:, i], biases[i], self.axes) for i in range(self.parts))
-
-
-def _in_parts(x: Array, kernel: Array, axes: Any) -> Array:
-    del axes
-    return jnp.einsum("...i,ipo->...po", x, kernel)
 
 
 def _affine(x: Array, kernel: Array, bias: Array | None, axes: Axes) -> Array:

@@ -136,14 +136,14 @@ def product(x: Array, kernel: Array, axes: Names) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _product(x: Array, kernel: Array, axes: tuple[str | None, ...], again: bool) -> Array:
-    return _applied(x, kernel if again else _whole(kernel, axes))
+    return applied(x, kernel if again else _whole(kernel, axes))
 
 
 def _product_forward(
     x: Array, kernel: Array, axes: tuple[str | None, ...], again: bool
 ) -> tuple[Array, tuple[Array, Array]]:
     kernel = kernel if again else _whole(kernel, axes)
-    return _applied(x, kernel), (x, kernel)
+    return applied(x, kernel), (x, kernel)
 
 
 def _product_backward(
@@ -156,7 +156,8 @@ def _product_backward(
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _applied(x: Array, kernel: Array) -> Array:
+def applied(x: Array, kernel: Array) -> Array:
+    """`x [..., in] @ kernel [in, ...out]`, whose output has one axis or two."""
     return x @ kernel if kernel.ndim == 2 else jnp.einsum("...i,ipo->...po", x, kernel)
 
 

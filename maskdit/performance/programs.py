@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from maskdit.contracts import Plan, PyTree
 from maskdit.layers.platform import compiling_for
@@ -135,18 +135,11 @@ def _frozen(task: Any, devices: Mesh) -> PyTree:
     side = task.layout.shape[0] * tokenizer.latent.downsample if hasattr(task, "layout") else 8
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     made = {"tokenizer": jax.eval_shape(tokenizer.init, jax.random.key(0), image)}
-    return _on(mesh.unboxed(made), mesh.shardings(made, devices))
+    return mesh.abstract(made, devices)
 
 
 def _seed(devices: Mesh) -> Any:
     return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=mesh.replicated(devices))
-
-
-def _on(tree: PyTree, where: PyTree) -> PyTree:
-    def one(leaf: Any, place: NamedSharding) -> Any:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-
-    return jax.tree.map(one, tree, where)
 
 
 def macs(task: Any, plan: Plan) -> float:

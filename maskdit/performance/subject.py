@@ -20,7 +20,7 @@ from maskdit.tasks import task as tasks
 from maskdit.training import mesh, placement
 from maskdit.training.precision import on_this_device
 from maskdit.training.run import Run
-from maskdit.training.step import TrainState, abstract_state, compiled, create, lower
+from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower
 
 FITTED = 512
 """Images that a tokenizer is fitted to: its values do not change how long a step takes."""
@@ -183,9 +183,7 @@ class Subject:
     def begin(self) -> TrainState:
         """The run's state; that of step 0, created sharded, at the first call."""
         if self.state is None:
-            make = functools.partial(create, self.task, self.run.ema, self._shapes)
-            placed = jax.tree.map(lambda leaf: leaf.sharding, self._abstract)
-            self.state = jax.jit(lambda key: mesh.unboxed(make(key)), out_shardings=placed)(self.seed)
+            self.state = initial_state(self.task, self.run.ema, self._shapes, self.seed, self._abstract)
         return self.state
 
     def step(self, arrays: dict[str, Any]) -> dict[str, Any]:

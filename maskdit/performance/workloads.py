@@ -23,8 +23,8 @@ from maskdit.processes.ddpm import DDPM
 from maskdit.processes.edm import EDM
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.pixels import Pixels
-from maskdit.training.mesh import MeshShape, unboxed
-from maskdit.training.step import compiled, create, lower
+from maskdit.training.mesh import MeshShape
+from maskdit.training.step import abstract_state, compiled, initial_state, lower
 
 LATENT = {"input_size": 32, "patch": 2, "channels": 4, "classes": {"label": 1000}}
 WARM = 5
@@ -139,9 +139,9 @@ def _program(name: str, task: Generator, batch: int, keep: int | None = None) ->
     rows = jax.device_put(latent_rows(task, batch))
     seed = jax.random.key(0)
     frozen: dict[str, Any] = {"tokenizer": {}}
-    state = jax.jit(lambda key: unboxed(create(task, (0.9999,), rows, key)))(seed)
+    alone, decays = MeshShape().make(jax.devices()[:1]), (0.9999,)
+    state = initial_state(task, decays, rows, seed, abstract_state(task, decays, rows, alone))
     static: dict[str, Any] = {"task": task, "plan": Plan(keep), "groups": ("generator",), "microbatches": 1}
-    alone = MeshShape().make(jax.devices()[:1])
     step = compiled(lower(state, frozen, rows, seed, **static, devices=alone), alone)
     holder = [state]
 

@@ -136,6 +136,15 @@ def shardings(abstract: PyTree, mesh: Mesh) -> PyTree:
         return jax.tree.map(one, abstract, is_leaf=lambda leaf: isinstance(leaf, meta.AxisMetadata))
 
 
+def abstract(boxed: PyTree, mesh: Mesh) -> PyTree:
+    """Shapes, dtypes and shardings on a mesh, of an abstract tree whose parameters still carry their axis names."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        unboxed(boxed),
+        shardings(boxed, mesh),
+    )
+
+
 def unboxed(tree: PyTree) -> PyTree:
     """The tree without axis names."""
     return jax.tree.map(

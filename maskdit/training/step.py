@@ -72,12 +72,20 @@ def create(task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], seed
 
 def abstract_state(task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], devices: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state that `create` makes, on a mesh."""
-    made = jax.eval_shape(functools.partial(create, task, decays, batch), jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        mesh.unboxed(made),
-        mesh.shardings(made, devices),
-    )
+    return mesh.abstract(jax.eval_shape(functools.partial(create, task, decays, batch), jax.random.key(0)), devices)
+
+
+def initial_state(
+    task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], seed: Array, like: TrainState
+) -> TrainState:
+    """The state before step 0, created where `like` says.
+
+    Args:
+      task, decays, batch, seed: as `create` takes them.
+      like: what `abstract_state` gives for them.
+    """
+    placed = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return jax.jit(lambda key: mesh.unboxed(create(task, decays, batch, key)), out_shardings=placed)(seed)
 
 
 def lower(
