@@ -45,7 +45,7 @@ def get_config(variant: str = "0") -> ConfigDict:
         decoder_width=16 if smoke else 128,
         decoder_depth=1 if smoke else 2,
         decoder_heads=2,
-        classes={"class": count} if count else {},
+        classes={"label": count} if count else {},
     )
     optimizer = spec(AdamW, schedule=spec(Cosine, lr=1e-3, warmup=500), b2=0.99, clip=1.0)
     return spec(

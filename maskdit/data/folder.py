@@ -36,18 +36,18 @@ class Folder:
         return len(self._files)
 
     def __getitem__(self, index: int) -> Record:
-        """Image `index`: `image` uint8 `[H, W, 3]`, and the number of its `class` where there are class folders."""
+        """Image `index`: `image` uint8 `[H, W, 3]`, and its `label`, a number, where there are class folders."""
         number = self._files[index][0]
         try:
             data = self._file(index).read_bytes()
         except OSError as error:
             raise UnreadableRecord(self.describe(index), error.strerror or str(error)) from error
         image = decode(data, self.describe(index))
-        return {"image": image, "class": number} if number >= 0 else {"image": image}
+        return {"image": image, "label": number} if number >= 0 else {"image": image}
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
-        """`{"class": names of the class folders}`, or nothing for a flat folder."""
+        """`{"label": names of the class folders}`, or nothing for a flat folder."""
         if not self._own_classes:
             return {}
         own = set(self._own_classes)
@@ -56,7 +56,7 @@ class Folder:
             for other in _listing(self._folder.parent)[0]:
                 theirs = set(_listing(self._folder.parent / other)[0])
                 classes |= theirs if theirs & own else set()  # nothing in common: no split of this data set
-        return {"class": tuple(sorted(classes))}
+        return {"label": tuple(sorted(classes))}
 
     def describe(self, index: int) -> str:
         """The path of the file."""
@@ -64,7 +64,7 @@ class Folder:
 
     def _file(self, index: int) -> epath.Path:
         number, name = self._files[index]
-        return self._folder / self.vocabulary["class"][number] / name if number >= 0 else self._folder / name
+        return self._folder / self.vocabulary["label"][number] / name if number >= 0 else self._folder / name
 
     @property
     def _folder(self) -> epath.Path:
@@ -107,7 +107,7 @@ class Folder:
         if not self._own_classes:
             files = [(-1, name) for name in images]
         else:
-            numbers = {name: number for number, name in enumerate(self.vocabulary["class"])}
+            numbers = {name: number for number, name in enumerate(self.vocabulary["label"])}
             files = []
             for name in self._own_classes:
                 _, inside, rest = _listing(self._folder / name)

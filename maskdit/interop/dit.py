@@ -10,7 +10,7 @@ from maskdit.interop.rules import Fixed, Op, Row, Table, flatten, linear, parts
 from maskdit.layers.embed import sincos_2d
 from maskdit.networks.dit import DiT
 
-LABEL = "class"
+LABEL = "label"
 """Name of the published models' one label."""
 
 

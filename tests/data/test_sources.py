@@ -44,9 +44,9 @@ def test_folder_of_classes(tmp_path):
     write(tmp_path / "train/b/.hidden.png", b"")
     write(tmp_path / "other/d/w.png", 6)  # shares no class: another data set
     train, val = Folder(str(tmp_path), "train"), Folder(str(tmp_path), "val")
-    assert train.vocabulary == val.vocabulary == {"class": ("a", "b", "c")}
-    assert [(train[i]["image"][0, 0, 0], train[i]["class"]) for i in range(len(train))] == [(3, 0), (2, 1), (1, 1)]
-    assert [(val[i]["image"][0, 0, 0], val[i]["class"]) for i in range(len(val))] == [(5, 1), (4, 2)]
+    assert train.vocabulary == val.vocabulary == {"label": ("a", "b", "c")}
+    assert [(train[i]["image"][0, 0, 0], train[i]["label"]) for i in range(len(train))] == [(3, 0), (2, 1), (1, 1)]
+    assert [(val[i]["image"][0, 0, 0], val[i]["label"]) for i in range(len(val))] == [(5, 1), (4, 2)]
     assert train.describe(1) == str(tmp_path / "train/b/0.PNG") and isinstance(train, Source)
     write(tmp_path / "train/a/later.png", 9)
     assert len(pickle.loads(pickle.dumps(train))) == 3  # a worker sees the list of its parent

@@ -110,7 +110,7 @@ def test_layouts_of_kernels():
     state = published(maskdit, MASKDIT)
     params = import_params(maskdit.table(MASKDIT), state, shapes_of(maskdit, MASKDIT))
     table = state["model.y_embedder.embedding_table.weight"]  # [D, classes]
-    np.testing.assert_array_equal(params["label_embed"]["class"][3], table[:, 3])
+    np.testing.assert_array_equal(params["label_embed"]["label"][3], table[:, 3])
 
 
 def test_scanned_and_unrolled_networks_take_the_same_state():

@@ -209,11 +209,11 @@ GMACS = {
 
 
 def imagenet(name: str, **fields) -> DiT:
-    return DiT(input_size=32, channels=4, classes={"class": 1000}, learned_variance=True, **size(name), **fields)
+    return DiT(input_size=32, channels=4, classes={"label": 1000}, learned_variance=True, **size(name), **fields)
 
 
 def parameters(net: DiT) -> int:
-    x, labels = jnp.zeros((1, 32, 32, 4)), {"class": jnp.zeros((1,), jnp.int32)}
+    x, labels = jnp.zeros((1, 32, 32, 4)), {"label": jnp.zeros((1,), jnp.int32)}
     shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros((1,)), Cond(labels=labels))
     return sum(leaf.size for leaf in jax.tree.leaves(meta.unbox(shapes)))
 
@@ -243,7 +243,7 @@ def test_parameters_are_the_papers(name, millions):
     ],
 )
 def test_multiply_adds_of_maskdit(name, side, wanted):
-    net = MaskDiT(input_size=side, channels=4, classes={"class": 1000}, **size(name))
+    net = MaskDiT(input_size=side, channels=4, classes={"label": 1000}, **size(name))
     tokens = net.layout.tokens
     for keep, gmacs in zip((None, tokens // 2, tokens // 4), wanted, strict=True):
         assert abs(net.macs(keep) / 1e9 / gmacs - 1) < 1e-3
