@@ -13,11 +13,17 @@ from maskdit.layers.linear import Linear
 Array = jax.Array
 
 
-def sincos_2d(width: int, grid: tuple[int, ...]) -> np.ndarray:
+def sincos_2d(width: int, grid: tuple[int, ...], span: int | None = None) -> np.ndarray:
     """The fixed table of places, `[rows * columns, width]` float32 (MAE, He et al. 2022; as DiT uses it).
 
     The first half of the channels encodes the column of a token, the second half its row. Each half is the sine, then
-    the cosine, of the integer index times 10000^(-k / (width / 4)), k = 0 ... width / 4 - 1.
+    the cosine, of the index times 10000^(-k / (width / 4)), k = 0 ... width / 4 - 1.
+
+    Args:
+      width: channels.
+      grid: rows and columns.
+      span: indices run over [0, span) along each side whatever the grid is, as a table of that many rows and columns
+        is stretched over another grid (PixArt-alpha, Chen et al. 2023, arXiv 2310.00426); None for integer indices.
 
     Raises:
       ValueError: where the width does not divide by four.
@@ -25,7 +31,8 @@ def sincos_2d(width: int, grid: tuple[int, ...]) -> np.ndarray:
     if width % 4:
         raise ValueError(f"a table of places needs a width that divides by 4, not {width}: change the width")
     frequency = 10000.0 ** (-np.arange(width // 4, dtype=np.float64) / (width / 4))
-    row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    axes = [np.arange(side) * (1 if span is None else span / side) for side in grid]
+    row, column = np.meshgrid(*axes, indexing="ij")
 
     def half(index: np.ndarray) -> np.ndarray:
         angle = index.reshape(-1, 1) * frequency

@@ -114,6 +114,8 @@ class DiT(nn.Module):
       classes: label name -> number of classes; the embeddings of several are summed; empty for no condition.
       label_null: whether the tables have a row for the null label, whose id is the number of classes.
       learned_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
+      position_grid: side, in tokens, of the grid that the tables of places are stretched from, for weights that were
+        trained at another resolution; None for the network's own.
       attention: attention backend, see `maskdit.layers.attention`.
       scan: whether blocks run under one `lax.scan`: faster to compile; the same parameters and results.
       remat: what a block keeps for the backward pass, a name of `maskdit.layers.stack.REMAT`.
@@ -130,6 +132,7 @@ class DiT(nn.Module):
     classes: Mapping[str, int] = nn.FrozenDict()
     label_null: bool = True
     learned_variance: bool = False
+    position_grid: int | None = None
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
@@ -192,7 +195,7 @@ class DiT(nn.Module):
         layout = self.layout
         check_call(x, layout, taps, self.tap_names)
         c, values = embed_condition(self.width, self.classes, self.label_null, t, cond, x.shape[0])
-        tokens = embed_patches(x, self.patch, keep, self.width, self.dtype)  # [B, N or k, D]
+        tokens = embed_patches(x, self.patch, keep, self.width, self.dtype, self.position_grid)  # [B, N or k, D]
         values["tokens"] = tokens
 
         make = functools.partial(Block, self.heads, self.mlp_ratio, self.dtype, self.attention)
@@ -252,10 +255,10 @@ def embed_condition(
     return sum(values.values()), dict(values)
 
 
-def embed_patches(x: Array, patch: int, keep: Array | None, width: int, dtype: str) -> Array:
+def embed_patches(x: Array, patch: int, keep: Array | None, width: int, dtype: str, span: int | None = None) -> Array:
     """Embeds patches of `x` with their places, only those of `keep` where given; called in a `compact` method."""
     grid = (x.shape[1] // patch, x.shape[2] // patch)
-    patches, places = patchify(x, patch), jnp.asarray(sincos_2d(width, grid))  # [B, N, p*p*C], [N, D]
+    patches, places = patchify(x, patch), jnp.asarray(sincos_2d(width, grid, span))  # [B, N, p*p*C], [N, D]
     if keep is not None:
         # Before the embedding: removed patches cost nothing, and no gradient runs through the gather.
         patches, places = gather_tokens(patches, keep), places[keep]  # [B, k, p*p*C], [B, k, D]

@@ -45,6 +45,8 @@ class MaskDiT(nn.Module):
       classes: label name -> number of classes; the embeddings of several are summed; empty for no condition. The null
         label, whose id is the number of classes, has the embedding zero.
       learned_variance: whether as many channels again are predicted and returned as `aux["variance"]`.
+      position_grid: side, in tokens, of the grid that the tables of places are stretched from, for weights that were
+        trained at another resolution; None for the network's own.
       attention: attention backend, see `maskdit.layers.attention`.
       scan: whether blocks run under one `lax.scan`: faster to compile; the same parameters and results.
       remat: what a block keeps for the backward pass, a name of `maskdit.layers.stack.REMAT`.
@@ -65,6 +67,7 @@ class MaskDiT(nn.Module):
     mask_token: bool = True
     classes: Mapping[str, int] = nn.FrozenDict()
     learned_variance: bool = False
+    position_grid: int | None = None
     attention: str = "auto"
     scan: bool = False
     remat: str = "none"
@@ -128,7 +131,7 @@ class MaskDiT(nn.Module):
         layout, count = self.layout, self.layout.tokens
         check_call(x, layout, taps, self.tap_names)
         c, values = embed_condition(self.width, self.classes, False, t, cond, x.shape[0])
-        tokens = embed_patches(x, self.patch, keep, self.width, self.dtype)  # [B, N or k, D]
+        tokens = embed_patches(x, self.patch, keep, self.width, self.dtype, self.position_grid)  # [B, N or k, D]
         values["tokens"] = tokens
         tokens, inner = self._stack("blocks", self.depth, self.heads, tokens, c, taps)
         values |= inner
@@ -163,4 +166,4 @@ class MaskDiT(nn.Module):
         if keep is not None:
             fill = token.astype(self.dtype) if self.mask_token else jnp.zeros((width,), self.dtype)
             tokens = scatter_tokens(tokens, keep, jnp.broadcast_to(fill, (tokens.shape[0], count, width)))
-        return tokens + jnp.asarray(sincos_2d(width, self.layout.grid)).astype(self.dtype)
+        return tokens + jnp.asarray(sincos_2d(width, self.layout.grid, self.position_grid)).astype(self.dtype)

@@ -149,22 +149,65 @@ class Group:
       optimizer: how.
       patterns: regular expressions; a leaf belongs to the group if one of them is found in its path, such as
         `network/blocks_0/attn/qkv/kernel`.
+      frozen: regular expressions of leaves that are left out all the same: no gradient, moments or averages.
+      rates: pairs of a regular expression and a factor of the learning rate; the first that is found in a leaf's path
+        holds for it, as in `(("label_embed", 10.0),)`.
       every: the group is updated in every so-many-th step.
       start: the first step in which it is updated.
     """
 
     optimizer: AdamW = AdamW()
     patterns: tuple[str, ...] = ("",)
+    frozen: tuple[str, ...] = ()
+    rates: tuple[tuple[str, float], ...] = ()
     every: int = 1
     start: int = 0
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.start < 0:
             raise ValueError(f"a group's every is 1 or more and its start 0 or more, got {self.every} and {self.start}")
+        if any(isinstance(pair, str) or len(pair) != 2 or pair[1] < 0 for pair in self.rates):
+            raise ValueError(f"a group's rates are pairs (pattern, factor of 0 or more), got {self.rates!r}")
+
+    def select(self, params: PyTree) -> PyTree:
+        """The part of a tree of parameters that the group trains.
+
+        Raises:
+          ValueError: where nothing matches `patterns`, nothing is left, or a pattern of `frozen` or `rates` is found in
+            no path.
+        """
+        leaves = traverse_util.flatten_dict(select(params, self.patterns), sep="/")
+        for pattern in (*self.frozen, *(pattern for pattern, _ in self.rates)):
+            if not any(re.search(pattern, path) for path in leaves):
+                raise ValueError(
+                    f"no parameter of the group matches '{pattern}'; paths look like '{next(iter(leaves))}'"
+                )
+        left = {path: leaf for path, leaf in leaves.items() if not any(re.search(p, path) for p in self.frozen)}
+        if not left:
+            raise ValueError(f"frozen={self.frozen} leaves nothing to train")
+        return traverse_util.unflatten_dict(left, sep="/")
+
+    def transform(self, horizon: int) -> optax.GradientTransformation:
+        """The optax transformation of the selected leaves, for schedules that span `horizon` updates."""
+        transform = self.optimizer.transform(horizon)
+        return optax.chain(transform, _factors(self.rates)) if self.rates else transform
 
     def active(self, step: int) -> bool:
         """Whether the group is updated in a step."""
         return step >= self.start and (step - self.start) % self.every == 0
+
+
+def _factors(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
+    """Multiplies each leaf's update by the factor of the first pattern that is found in its path."""
+
+    def factor(path: str) -> float:
+        return next((number for pattern, number in rates if re.search(pattern, path)), 1.0)
+
+    def scaled(updates: PyTree) -> PyTree:
+        leaves = traverse_util.flatten_dict(updates, sep="/")
+        return traverse_util.unflatten_dict({path: factor(path) * leaf for path, leaf in leaves.items()}, sep="/")
+
+    return optax.stateless(lambda updates, _: scaled(updates))
 
 
 def select(params: PyTree, patterns: tuple[str, ...]) -> PyTree:

@@ -4,6 +4,7 @@ The state is donated, frozen networks are plain arguments. A step minimises sum(
 global batch: sums over microbatches first, one division at the end.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from maskdit.draw import Draw
 from maskdit.layers.platform import compiling_for
 from maskdit.tasks.task import Context, Task
 from maskdit.training import mesh
-from maskdit.training.optim import merge, select
+from maskdit.training.optim import merge
 from maskdit.training.xla import compiler_options
 
 Metrics = dict[str, tuple[Array, Array]]
@@ -57,15 +58,13 @@ def create(task: Task, decays: tuple[float, ...], batch: Mapping[str, Any], seed
       seed: the run's key.
     """
     params, state = task.init(Draw(seed).named("init"), batch)
-    trained = select(params, tuple(pattern for group in task.groups.values() for pattern in group.patterns))
+    selected = {name: group.select(params) for name, group in task.groups.items()}
+    trained = functools.reduce(merge, selected.values())
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema={str(decay): jax.tree.map(jnp.copy, trained) for decay in decays},
-        opt={
-            name: group.optimizer.transform(task.horizon).init(select(params, group.patterns))
-            for name, group in task.groups.items()
-        },
+        opt={name: group.transform(task.horizon).init(selected[name]) for name, group in task.groups.items()},
         task=state,
     )
 
@@ -86,6 +85,22 @@ def initial_state(
     """
     placed = jax.tree.map(lambda leaf: leaf.sharding, like)
     return jax.jit(lambda key: mesh.unboxed(create(task, decays, batch, key)), out_shardings=placed)(seed)
+
+
+def with_weights(state: TrainState, leaves: Mapping[str, Array]) -> TrainState:
+    """The state before step 0 with other weights, by path; averages start from them too. The state is donated."""
+
+    def put(state: TrainState, leaves: Mapping[str, Array]) -> TrainState:
+        old = flatten_dict(state.params, sep="/")
+        new = {path: leaves[path].astype(leaf.dtype) if path in leaves else leaf for path, leaf in old.items()}
+        averages = {
+            name: unflatten_dict({path: jnp.copy(new[path]) for path in flatten_dict(average, sep="/")}, sep="/")
+            for name, average in state.ema.items()
+        }
+        return dataclasses.replace(state, params=unflatten_dict(new, sep="/"), ema=averages)
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(put, out_shardings=placed, donate_argnums=0)(state, dict(leaves))
 
 
 def lower(
@@ -159,7 +174,7 @@ def train_step(
 
     for name in groups:
         group, others = task.groups[name], params
-        selected = select(params, group.patterns)
+        selected = group.select(params)
 
         def objective(selected: Any, rows: Any, task_state: PyTree, name: str = name, others: Any = others) -> Any:
             loss, task_state = task.loss(name, merge(others, selected), context(rows, task_state))
@@ -170,7 +185,7 @@ def train_step(
             objective, selected, (batch, dict(outputs)), task_state, microbatches
         )
         grads = jax.tree.map(lambda grad, weight=sums["loss"][1]: grad / weight, grads)
-        updates, opt[name] = group.optimizer.transform(task.horizon).update(grads, opt[name], selected)
+        updates, opt[name] = group.transform(task.horizon).update(grads, opt[name], selected)
         params = merge(params, optax.apply_updates(selected, updates))
         number = (state.step - group.start) // group.every + 1
         sums["lr"] = (group.optimizer.schedule.rate(number, task.horizon), jnp.ones(()))

@@ -14,7 +14,13 @@ def test_places_encode_the_column_first():
     np.testing.assert_allclose(table[5], [*half(2), *half(1)], rtol=1e-6)
 
 
-def half(index: int) -> list[float]:
+def test_places_stretched_over_a_finer_grid_pass_through_the_old_ones():
+    old, new = sincos_2d(8, (2, 2)).reshape(2, 2, 8), sincos_2d(8, (4, 4), span=2).reshape(4, 4, 8)
+    np.testing.assert_allclose(new[::2, ::2], old, atol=1e-7)
+    np.testing.assert_allclose(new[0, 1], [*half(0.5), *half(0)], rtol=1e-6)  # half-way to the next column
+
+
+def half(index: float) -> list[float]:
     return [np.sin(index), np.sin(index / 100), np.cos(index), np.cos(index / 100)]
 
 

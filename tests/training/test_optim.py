@@ -47,6 +47,29 @@ def test_groups_take_turns():
     assert [step for step in range(10) if group.active(step)] == [2, 5, 8]
 
 
+def test_frozen_leaves_and_rates_of_a_group():
+    params = {"net": {"in": {"w": jnp.ones((2, 2))}, "out": {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}}}
+    group = Group(AdamW(Constant(lr=0.1), weight_decay=0.5), frozen=("in/",), rates=(("out/b", 10.0), ("out", 0.5)))
+    selected = group.select(params)
+    assert selected == {"net": {"out": params["net"]["out"]}}
+    transform, grads = group.transform(1), jax.tree.map(jnp.ones_like, selected)
+    updates, state = transform.update(grads, transform.init(selected), selected)
+    plain, _ = (
+        AdamW(Constant(lr=0.1), weight_decay=0.5)
+        .transform(1)
+        .update(grads, AdamW().transform(1).init(selected), selected)
+    )
+    np.testing.assert_allclose(updates["net"]["out"]["w"], 0.5 * plain["net"]["out"]["w"])  # its decay too
+    np.testing.assert_allclose(updates["net"]["out"]["b"], 10 * plain["net"]["out"]["b"])
+    assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 2 * 6 + 2  # moments of what is trained, two counters
+    for fault in ({"frozen": ("inn/",)}, {"rates": (("inn/", 2.0),)}, {"frozen": ("",)}):
+        with pytest.raises(ValueError, match=r"no parameter of the group matches 'inn/'|nothing to train"):
+            Group(**fault).select(params)
+    for rates in (("out", 2.0), (("out", -1.0),)):
+        with pytest.raises(ValueError, match="pairs"):
+            Group(rates=rates)
+
+
 def test_adamw_is_optax_adamw():
     params, grads = {"w": jnp.array([[1.0, 2.0]])}, {"w": jnp.array([[0.3, -0.2]])}
     ours, theirs = AdamW(Constant(0.01), weight_decay=0.1).transform(1), optax.adamw(0.01, weight_decay=0.1)
