@@ -3,6 +3,9 @@
 Each folder below `MASKDIT_GOLDENS` (default `tests/goldens`) is a case: `case.json` and `arrays.npz`. Its runner,
 `golden_runners/NAME.py`, declares `INPUTS` (patterns of array names), `LEFT_OUT` (pattern -> reason) and
 `run(case) -> {array: value}`. Every other array must come back and agree.
+
+Weights go the way of published ones: the harness writes a file as the authors did, and it is read as `maskdit import`
+reads it.
 """
 
 import dataclasses
@@ -12,6 +15,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import tempfile
 import types
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,9 +24,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from maskdit.config import build
-from maskdit.interop.rules import export_params, import_params
+from maskdit.interop import layouts
+from maskdit.interop.rules import export_params
+from maskdit.interop.state_file import open_state
+from tests.interop import torch_writer
 
 HERE = pathlib.Path(__file__).parent
 FOLDER = pathlib.Path(os.environ.get("MASKDIT_GOLDENS", HERE / "goldens"))
@@ -66,11 +74,35 @@ class Case:
         tables = {name: self.arrays.get(name.rsplit(".", 1)[-1]) for name in self.kept}
         return state | {name: table for name, table in tables.items() if table is not None}
 
-    def model(self, interop: types.ModuleType, *inputs: Any) -> tuple[Any, Any]:
-        """The network of the case's config, and its parameters; `inputs` are an example of what it is called on."""
+    def model(self, interop: types.ModuleType, *inputs: Any, file: str) -> tuple[Any, Any]:
+        """The network of the case's config, and its parameters, which have been through files.
+
+        Args:
+          interop: the module of the reference's table.
+          *inputs: an example of what the network is called on.
+          file: how the authors published theirs: `safetensors`, or `torch`, with the entry of the checkpoint that
+            holds the weights behind a slash.
+        """
         network = build(interop.from_reference(self.config))
         shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-        return network, import_params(interop.table(self.config), self.state(), shapes)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder, "published")
+            write_published(path, self.state(), file)
+            state = open_state(path)
+            assert state.within == file.partition("/")[2]
+            params, layout = layouts.read(network, shapes, state)
+            self.check_export(layouts.write(network, params, layout))
+            check_layouts(network, params, shapes, pathlib.Path(folder, "again"))
+        return network, params
+
+    def check_export(self, back: Mapping[str, np.ndarray]) -> None:
+        """Holds exported tensors equal to the published ones, and fixed tables within 1e-6."""
+        given = self.state()
+        assert given.keys() - back.keys() == set(), "these published tensors were not exported"
+        assert back.keys() - given.keys() <= set(self.kept), "these exported tensors are not published"
+        for name, tensor in given.items():
+            tolerance = 1e-6 if name in self.kept else 0
+            np.testing.assert_allclose(back[name], tensor, rtol=0, atol=tolerance, err_msg=name)
 
     def exported(self, interop: types.ModuleType, params: Any) -> dict[str, np.ndarray]:
         """The state dict that our parameters are written as."""
@@ -94,6 +126,31 @@ class Case:
     def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`jax.jit` without optimisation."""
         return jax.jit(function, compiler_options=PLAIN, **options)
+
+
+def write_published(path: pathlib.Path, state: Mapping[str, np.ndarray], file: str) -> None:
+    """Writes a state dict as `Case.model` takes it; a checkpoint holds what else training writes."""
+    kind, _, entry = file.partition("/")
+    if kind == "safetensors":
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in state.items()}, path)
+        return
+    tensors = torch_writer.state_dict(dict(state))
+    arguments = torch_writer.Call(torch_writer.named("argparse", "Namespace"), (), {"lr": 1e-4})
+    others = {"opt": {"state": {}, "param_groups": [{"lr": 1e-4}]}, "args": arguments}
+    torch_writer.write_zip(path, {entry: tensors, **others} if entry else tensors)
+
+
+def check_layouts(network: Any, params: Any, shapes: Any, path: pathlib.Path) -> None:
+    """Parameters come back bit for bit through a file of each layout that the published model has."""
+    for name in layouts.layouts(network):
+        try:
+            state = layouts.write(network, params, name)
+        except ValueError:
+            continue  # there is no such published model
+        write_published(path, state, "safetensors")
+        again, found = layouts.read(network, shapes, open_state(path))
+        assert found == name
+        jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @jax.tree_util.register_pytree_node_class

@@ -15,7 +15,11 @@ LABEL = "label"
 
 
 def from_reference(config: Mapping[str, Any]) -> ConfigDict:
-    """The spec of the network that the arguments of the published `DiT` describe."""
+    """The spec of the network that the arguments of the published `DiT` describe.
+
+    Args:
+      config: the published arguments; `label` beside them gives our name of the label, else `LABEL`.
+    """
     return spec(
         DiT,
         input_size=config["input_size"],
@@ -25,10 +29,58 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         depth=config["depth"],
         heads=config["num_heads"],
         mlp_ratio=config["mlp_ratio"],
-        classes={LABEL: config["num_classes"]},
+        classes={config.get("label", LABEL): config["num_classes"]},
         label_null=config["class_dropout_prob"] > 0,
         learned_variance=config["learn_sigma"],
     )
+
+
+def to_reference(network: DiT) -> dict[str, Any]:
+    """The arguments of the published `DiT` that a network of ours has, and `label`: the inverse of `from_reference`.
+
+    Raises:
+      ValueError: where the published model has no such part: no label or several, and places that are resized.
+    """
+    require_fixed_places(network)
+    label = one_label(network)
+    return {
+        "input_size": network.input_size,
+        "patch_size": network.patch,
+        "in_channels": network.channels,
+        "hidden_size": network.width,
+        "depth": network.depth,
+        "num_heads": network.heads,
+        "mlp_ratio": network.mlp_ratio,
+        "num_classes": network.classes[label],
+        "class_dropout_prob": 0.1 if network.label_null else 0.0,
+        "learn_sigma": network.learned_variance,
+        "label": label,
+    }
+
+
+def one_label(network: Any) -> str:
+    """The name of a network's only label.
+
+    Raises:
+      ValueError: where it has none or several.
+    """
+    if len(network.classes) != 1:
+        given = ", ".join(network.classes) or "none"
+        raise ValueError(
+            f"this {type(network).__name__} has {len(network.classes)} labels ({given}): the published "
+            "model has exactly one"
+        )
+    return next(iter(network.classes))
+
+
+def require_fixed_places(network: Any) -> None:
+    """Refuses a network whose table of places was resized from another grid."""
+    grid = getattr(network, "position_grid", None)
+    if grid is not None:
+        raise ValueError(
+            f"this {type(network).__name__} stretches the places of another grid (position_grid={grid}): the published "
+            "model has no such part; set position_grid=None"
+        )
 
 
 def table(config: Mapping[str, Any]) -> Table:
@@ -36,12 +88,18 @@ def table(config: Mapping[str, Any]) -> Table:
     side = config["input_size"] // config["patch_size"]
     return [
         Fixed("pos_embed", lambda: sincos_2d(config["hidden_size"], (side, side))[None]),
-        Row("y_embedder.embedding_table.weight", f"label_embed/{LABEL}"),
+        label_table("y_embedder.embedding_table.weight", config),
         *linear("x_embedder.proj", "patch_embed", patch_kernel(config["patch_size"])),
         *times("t_embedder", "time_embed"),
         *blocks("blocks", "blocks"),
         *head("final_layer", "final"),
     ]
+
+
+def label_table(source: str, config: Mapping[str, Any], copies: int = 1) -> Row:
+    """The row of DiT's label table, `[classes, D]`, or `[classes + 1, D]` with a null label."""
+    null = int(config.get("class_dropout_prob", 0.1) > 0)
+    return Row(source, f"label_embed/{config.get('label', LABEL)}", copies=copies, classes=(0, null))
 
 
 def patch_kernel(patch: int) -> Op:

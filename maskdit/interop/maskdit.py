@@ -20,7 +20,8 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     """The spec of the network that the arguments of the published `EDMPrecond` describe.
 
     The published code fixes the decoder at width 512, depth 8 and 16 heads; `decoder_hidden_size`, `decoder_depth` and
-    `decoder_num_heads` replace these where given.
+    `decoder_num_heads` replace these where given. `label` beside the arguments gives our name of the label, else
+    `LABEL`.
 
     Raises:
       ValueError: for the class tokens and outside features of the published code, which `MaskDiT` does not have.
@@ -42,9 +43,36 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         decoder_heads=config.get("decoder_num_heads", 16),
         use_decoder=config["use_decoder"],
         mask_token=config.get("mae_loss_coef_at_construction", config["mae_loss_coef"]) > 0,
-        classes={LABEL: config["num_classes"]} if config["num_classes"] else {},
+        classes={config.get("label", LABEL): config["num_classes"]} if config["num_classes"] else {},
         learned_variance=config.get("learn_sigma", False),
     )
+
+
+def to_reference(network: MaskDiT) -> dict[str, Any]:
+    """The arguments of the published `EDMPrecond` that a network of ours has: the inverse of `from_reference`.
+
+    Raises:
+      ValueError: where the published model has no such part: several labels, and places that are resized.
+    """
+    dit.require_fixed_places(network)
+    label = {"label": dit.one_label(network)} if network.classes else {}
+    return {
+        "img_resolution": network.input_size,
+        "img_channels": network.channels,
+        "num_classes": network.classes[label["label"]] if label else 0,
+        "depth": network.depth,
+        "hidden_size": network.width,
+        "patch_size": network.patch,
+        "num_heads": network.heads,
+        "mlp_ratio": network.mlp_ratio,
+        "decoder_hidden_size": network.decoder_width,
+        "decoder_depth": network.decoder_depth,
+        "decoder_num_heads": network.decoder_heads,
+        "use_decoder": network.use_decoder,
+        "mae_loss_coef": 0.1 if network.mask_token else 0.0,
+        "learn_sigma": network.learned_variance,
+        **label,
+    }
 
 
 def table(config: Mapping[str, Any]) -> Table:
@@ -53,7 +81,12 @@ def table(config: Mapping[str, Any]) -> Table:
     rows: list[Row | Fixed] = [
         Fixed("model.pos_embed", lambda: sincos_2d(config["hidden_size"], (side, side))[None]),
         # a bias-free layer over one-hot labels
-        Row("model.y_embedder.embedding_table.weight", f"label_embed/{LABEL}", TRANSPOSE),
+        Row(
+            "model.y_embedder.embedding_table.weight",
+            f"label_embed/{config.get('label', LABEL)}",
+            TRANSPOSE,
+            classes=(1, 0),
+        ),
         *linear("model.x_embedder.proj", "patch_embed", dit.patch_kernel(config["patch_size"])),
         *dit.times("model.t_embedder", "time_embed"),
         *dit.blocks("model.blocks", "blocks"),

@@ -5,28 +5,52 @@ stands for a number and means the same on both sides:
 
     Row("blocks.{i}.mlp.fc1.weight", "blocks_{i}/mlp/fc1/kernel", TRANSPOSE)
 
-Tensors are numpy arrays. Nothing is skipped silently: what does not fit is an error that lists names.
+Tensors are numpy arrays, or handles that read themselves from a file when asked. Nothing is skipped silently: what does
+not fit is an error that lists names.
 """
 
 import dataclasses
+import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax.core import meta
 
+from maskdit.interop.tensors import Tensor
+
 PyTree = Any
 _FIELD = re.compile(r"\{(\w+)\}")
+UNMATCHED, UNFILLED, MISSHAPED, OTHER_VALUES = "unmatched", "unfilled", "mis-shaped", "other values"
+_TITLES = {
+    UNMATCHED: "tensors that the model has no place for",
+    UNFILLED: "parameters that nothing fills",
+    MISSHAPED: "tensors of another shape",
+    OTHER_VALUES: "tensors of other values",
+}
+_SHOWN = 12
 
 
 class TableError(ValueError):
-    """Tensors that a table cannot place; the message lists them by name."""
+    """Tensors that a table cannot place; the message lists the first of them by name.
+
+    Attributes:
+      faults: all lines by group: `unmatched`, `unfilled`, `mis-shaped`, `other values`; groups without any are absent.
+    """
+
+    def __init__(self, what: str, faults: Mapping[str, Sequence[str]]):
+        self.faults = {group: tuple(lines) for group, lines in faults.items() if lines}
+        text, share = [what], max(3, _SHOWN // max(1, len(self.faults)))
+        for group, lines in self.faults.items():
+            text += [f"  {_TITLES[group]} ({len(lines)}):", *(f"    {line}" for line in lines[:share])]
+            text += [f"    and {len(lines) - share} more"] if len(lines) > share else []
+        super().__init__("\n".join(text))
 
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """How a published tensor becomes ours, and back.
+    """How a published tensor becomes ours, and back. Both work on arrays of any strides and give views where they can.
 
     Attributes:
       forward: published -> ours.
@@ -47,14 +71,43 @@ class Row:
     Where several rows give the same target, import takes whichever name is there and export writes the first.
 
     Attributes:
-      source: pattern of the published name.
+      source: pattern of the published name. Several patterns name equal parts, which are joined along their first axis
+        before `op` and split after its inverse.
       target: pattern of the path in our parameters, parts joined by `/`.
       op: how the tensor changes.
+      copies: how often the published model repeats the tensor; `{copy}` in the source counts from 0. Import holds all
+        against the first, export writes all.
+      classes: of a label table: the axis of the published tensor that counts classes, and how many entries it has
+        besides them; only for the error message.
     """
 
-    source: str
+    source: str | tuple[str, ...]
     target: str
     op: Op = COPY
+    copies: int = 1
+    classes: tuple[int, int] | None = None
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The patterns of the published names."""
+        return (self.source,) if isinstance(self.source, str) else self.source
+
+    def names(self, path: str) -> list[str] | None:
+        """The published names, parts or copies, that belong to a path of ours; None where the row is not about it."""
+        fields = _match(self.target, path)
+        if fields is None:
+            return None
+        return [part.format(**fields, copy=copy) for part in self.sources for copy in range(self.copies)]
+
+    def path(self, name: str) -> str | None:
+        """The path of ours that a published name belongs to; None where the row is not about it."""
+        found = (fields for part in self.sources if (fields := _match(part, name)) is not None)
+        fields = next(found, None)
+        return None if fields is None else self.target.format(**fields)
+
+    def split(self, tensor: np.ndarray) -> list[np.ndarray]:
+        """The tensors, in the order of `names`, that a whole published tensor is stored as."""
+        return np.split(tensor, len(self.sources)) if len(self.sources) > 1 else [tensor] * self.copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +146,10 @@ def transpose(*axes: int) -> Op:
 def flatten(axes: Sequence[int], leading: Sequence[int]) -> Op:
     """Permutes axes, then joins all but the last, whose sizes are `leading` (one may be -1)."""
     inverse = tuple(int(axis) for axis in np.argsort(axes))
-
-    def forward(x: np.ndarray) -> np.ndarray:
-        moved = x.transpose(axes)
-        if any(size not in (-1, given) for size, given in zip(leading, moved.shape[:-1], strict=True)):
-            raise ValueError("other leading sizes")
-        return moved.reshape(-1, moved.shape[-1])
-
-    return Op(forward, lambda x: x.reshape(*leading, x.shape[-1]).transpose(inverse))
+    return Op(
+        lambda x: x.transpose(axes).reshape(-1, x.shape[axes[-1]]),
+        lambda x: x.reshape(*leading, x.shape[-1]).transpose(inverse),
+    )
 
 
 def parts(count: int) -> Op:
@@ -119,50 +168,44 @@ POINTWISE = flatten((2, 3, 1, 0), (1, 1, -1))
 """The weight of a 1x1 convolution `[out, in, 1, 1]` as a kernel `[in, out]`."""
 
 
-def linear(source: str, target: str, op: Op = TRANSPOSE, bias: bool = True) -> list[Row]:
+def linear(source: str | tuple[str, ...], target: str, op: Op = TRANSPOSE, copies: int = 1) -> list[Row]:
     """Rows of a product with a weight: `weight` to `kernel` by `op`, and its bias."""
-    rows = [Row(f"{source}.weight", f"{target}/kernel", op)]
-    return rows + [Row(f"{source}.bias", f"{target}/bias")] if bias else rows
+    sources = (source,) if isinstance(source, str) else source
+    weight, bias = (tuple(f"{name}.{kind}" for name in sources) for kind in ("weight", "bias"))
+    return [Row(weight, f"{target}/kernel", op, copies), Row(bias, f"{target}/bias", copies=copies)]
 
 
-def import_params(table: Table, state: Mapping[str, np.ndarray], target: PyTree) -> PyTree:
+def import_params(table: Table, state: Mapping[str, Tensor], target: PyTree) -> PyTree:
     """Turns a published state dict into parameters.
+
+    Names and shapes are compared before a parameter is read. Tensors are then read one at a time, so that handles of a
+    file need the bytes of the parameters and those of the largest tensor.
 
     Args:
       table: rows of the model.
-      state: published name -> tensor.
+      state: published name -> tensor: numpy arrays, or handles that read on `numpy.asarray`. Any float dtype.
       target: our parameters or their shapes (`jax.eval_shape` of init): nested dicts.
 
     Returns:
-      Nested dicts of numpy arrays with the shapes and dtypes of `target`.
+      Nested dicts of contiguous numpy arrays with the shapes and dtypes of `target`. An array of `state` that needs no
+      change is returned itself, not a copy.
 
     Raises:
       TableError: listing tensors that no row matches, parameters that nothing filled, and tensors of another shape, or
-        of other values where the table is fixed.
+        of other values where the table is fixed or a copy differs.
     """
     wanted: dict[str, Any] = _flat(meta.unbox(target))
-    found: dict[str, np.ndarray] = {}
-    faults: list[str] = []
-    for name, tensor in state.items():
-        row, path = _forward(table, name)
-        tensor = np.asarray(tensor)
-        if row is None:
-            faults.append(f"{name}: no row of the table takes it")
-        elif isinstance(row, Fixed):
-            faults += _check_fixed(row, tensor)
-        elif isinstance(row, Row) and path not in wanted:
-            faults.append(f"{name}: the model has no parameter {path}")
-        elif isinstance(row, Row) and path in found:
-            faults.append(f"{name}: {path} was filled by another tensor already")
-        elif isinstance(row, Row):
-            value = _converted(row.op, tensor, wanted[path].shape)
-            found[path] = np.zeros(0) if value is None else value.astype(wanted[path].dtype)
-            if value is None:
-                expected = row.op.backward(np.empty(wanted[path].shape, bool)).shape
-                faults.append(f"{name}: has shape {tensor.shape}, the model needs {expected}")
-    faults += [f"{path}: no tensor of the state dict fills it" for path in wanted if path not in found]
-    if faults:
-        raise TableError("the state dict does not fit the model:\n  " + "\n  ".join(faults))
+    moves, faults = _plan(table, state, wanted)
+    _refuse(faults)
+    found = {}
+    for path, (row, names) in moves.items():
+        whole = np.concatenate([np.asarray(state[name]) for name in names]) if len(row.sources) > 1 else None
+        first = np.asarray(state[names[0]]) if whole is None else whole
+        for name in names[1:] if row.copies > 1 else ():
+            if not np.array_equal(first, np.asarray(state[name])):
+                faults[OTHER_VALUES].append(f"{name}: differs from {names[0]}, of which it is a copy")
+        found[path] = np.asarray(row.op.forward(first), wanted[path].dtype, order="C")
+    _refuse(faults)
     return _nested(found, meta.unbox(target))
 
 
@@ -180,60 +223,120 @@ def export_params(table: Table, params: PyTree, *, fixed: bool = True) -> dict[s
     state = {row.source: row.value() for row in table if isinstance(row, Fixed)} if fixed else {}
     left = []
     for path, value in _flat(meta.unbox(params)).items():
-        row, name = _backward(table, path)
+        row, names = next(_rows_of(table, path), (None, []))
         if row is None:
-            left.append(path)
+            left.append(f"{path}: no row of the table writes it")
         else:
-            state[name] = row.op.backward(np.asarray(value))
+            state.update(zip(names, row.split(row.op.backward(np.asarray(value))), strict=True))
     if left:
-        raise TableError("no row of the table writes these parameters:\n  " + "\n  ".join(left))
+        raise TableError("the parameters do not fit the published model:", {UNMATCHED: left})
     return state
 
 
-def _forward(table: Table, name: str) -> tuple[Row | Fixed | Unused | None, str]:
+def taken(table: Table, names: Iterable[str], target: PyTree) -> int:
+    """How many of these names belong to a parameter of `target`, or to a fixed table."""
+    wanted = _flat(meta.unbox(target))
+    stored = {row.source for row in table if isinstance(row, Fixed)}
+    for path in wanted:
+        for _, places in _rows_of(table, path):
+            stored.update(places)
+    return sum(name in stored for name in names)
+
+
+Faults = dict[str, list[str]]
+Moves = dict[str, tuple[Row, list[str]]]
+
+
+def _plan(table: Table, state: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> tuple[Moves, Faults]:
+    """Which tensors make which parameter, from names and shapes; only fixed tables are read."""
+    faults: Faults = {group: [] for group in _TITLES}
+    moves: Moves = {}
+    for path, leaf in wanted.items():
+        options = list(_rows_of(table, path))
+        chosen = next((option for option in options if any(name in state for name in option[1])), None)
+        if chosen is None:
+            expected = f"the state dict has no {options[0][1][0]}" if options else "no row of the table fills it"
+            faults[UNFILLED].append(f"{path}: {expected}")
+            continue
+        moves[path] = row, names = chosen
+        shapes = [part.shape for part in row.split(row.op.backward(_hollow(leaf.shape)))]
+        for name, shape in zip(names, shapes, strict=True):
+            if name not in state:
+                faults[UNFILLED].append(f"{path}: the state dict has no {name}")
+            elif tuple(state[name].shape) != shape:
+                faults[MISSHAPED].append(_misshaped(row, name, tuple(state[name].shape), shape))
+    used = {name for _, names in moves.values() for name in names}
+    for name, tensor in state.items():
+        if name not in used:
+            group, line = _leftover(table, name, tensor, wanted)
+            faults[group] += [line] if line else []
+    return moves, faults
+
+
+def _misshaped(row: Row, name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    line = f"{name}: has shape {shape}, the model needs {expected}"
+    if row.classes is None or len(shape) != len(expected):
+        return line
+    axis, extra = row.classes
+    if any(size != expected[i] for i, size in enumerate(shape) if i != axis):
+        return line  # another network
+    return (
+        f"{line}: the file has {shape[axis] - extra} classes, the network {expected[axis] - extra}: give the network "
+        "as many, or start a run from the file with `init_from`, which makes the table anew"
+    )
+
+
+def _leftover(table: Table, name: str, tensor: Tensor, wanted: Mapping[str, Any]) -> tuple[str, str]:
+    """What is wrong with a tensor that makes no parameter, and of which group; an empty line where nothing is."""
     for row in table:
         if isinstance(row, Unused):
             if re.fullmatch(row.source, name):
-                return row, ""
+                return UNMATCHED, ""
         elif isinstance(row, Fixed):
             if row.source == name:
-                return row, ""
-        elif (path := _translate(row.source, row.target, name)) is not None:
-            return row, path
-    return None, ""
+                return _check_fixed(row, tensor)
+        elif (path := row.path(name)) in wanted:
+            return UNMATCHED, f"{name}: {path} was filled by another tensor already"
+        elif path is not None:
+            return UNMATCHED, f"{name}: the model has no parameter {path}"
+    return UNMATCHED, f"{name}: no row of the table takes it"
 
 
-def _backward(table: Table, path: str) -> tuple[Row | None, str]:
-    for row in table:
-        if isinstance(row, Row) and (name := _translate(row.target, row.source, path)) is not None:
-            return row, name
-    return None, ""
-
-
-def _translate(pattern: str, other: str, text: str) -> str | None:
-    """`text`, which matches `pattern`, written as `other`; None where it does not match."""
-    parts = _FIELD.split(pattern)  # literal, field, literal, field, ...
-    expression = "".join(f"(?P<{part}>\\d+)" if i % 2 else re.escape(part) for i, part in enumerate(parts))
-    match = re.fullmatch(expression, text)
-    return other.format(**match.groupdict()) if match else None
-
-
-def _converted(op: Op, tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        value = op.forward(tensor)
-    except ValueError:  # another rank or number of entries
-        return None
-    return value if value.shape == tuple(shape) else None
-
-
-def _check_fixed(row: Fixed, tensor: np.ndarray) -> list[str]:
+def _check_fixed(row: Fixed, tensor: Tensor) -> tuple[str, str]:
     value = row.value()
-    if tensor.shape != value.shape:
-        return [f"{row.source}: has shape {tensor.shape}, the model computes {value.shape}"]
-    gap = float(np.abs(tensor.astype(np.float64) - value).max())
+    if tuple(tensor.shape) != value.shape:
+        return MISSHAPED, f"{row.source}: has shape {tuple(tensor.shape)}, the model computes {value.shape}"
+    gap = float(np.abs(np.asarray(tensor).astype(np.float64) - value).max())
     if not gap <= 1e-4:  # also where it is not a number
-        return [f"{row.source}: differs by up to {gap:.2g} from the table that the model computes"]
-    return []
+        return OTHER_VALUES, f"{row.source}: differs by up to {gap:.2g} from the table that the model computes"
+    return OTHER_VALUES, ""
+
+
+def _refuse(faults: Faults) -> None:
+    if any(faults.values()):
+        raise TableError("the state dict does not fit the model:", faults)
+
+
+def _rows_of(table: Table, path: str) -> Iterator[tuple[Row, list[str]]]:
+    """The rows that write a parameter, with their published names."""
+    return ((row, names) for row in table if isinstance(row, Row) and (names := row.names(path)) is not None)
+
+
+def _hollow(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of a shape without its bytes."""
+    return np.broadcast_to(np.zeros((), np.bool_), shape)
+
+
+@functools.cache
+def _expression(pattern: str) -> re.Pattern:
+    pieces = _FIELD.split(pattern)  # literal, field, literal, field, ...
+    return re.compile("".join(f"(?P<{part}>\\d+)" if i % 2 else re.escape(part) for i, part in enumerate(pieces)))
+
+
+def _match(pattern: str, text: str) -> dict[str, str] | None:
+    """The numbers that the fields of a pattern stand for in a text; None where it does not match."""
+    match = _expression(pattern).fullmatch(text)
+    return match.groupdict() if match else None
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

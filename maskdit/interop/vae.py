@@ -12,13 +12,18 @@ from maskdit.config import spec
 from maskdit.interop.rules import CONV, POINTWISE, Row, Table, Unused, linear
 from maskdit.tokenizers.vae import VAE
 
+COMPVIS_GROUPS = 32
+"""Groups of the norms in CompVis' code, where they are no argument."""
+COMPVIS_UNUSED = (r"loss\..*", r"discriminator\..*", r"model_ema\..*", r"foundation_model\..*", r"linear_proj\..*")
+"""What stands beside an autoencoder in training checkpoints: losses, averages, VA-VAE's teacher and its projection."""
+
 
 def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     """The spec of the autoencoder that a published configuration describes.
 
     Args:
       config: arguments of diffusers' `AutoencoderKL` (`block_out_channels`, ...), or of CompVis' (`ch`, `ch_mult`, ...)
-        with `latent_scale`, the factor of the generator that goes with it.
+        with `latent_scale`, the factor of the generator that goes with it, and `latent_shift` where it has one.
 
     Raises:
       ValueError: for a variant of the network that `VAE` does not have.
@@ -55,6 +60,7 @@ def _from_compvis(config: Mapping[str, Any]) -> ConfigDict:
     _require(config, "double_z", True)
     _require(config, "out_ch", config.get("in_channels", 3))
     _require(config, "z_channels", config["embed_dim"])
+    _require(config, "ch_mult", [1, *config["ch_mult"][1:]])
     levels = range(len(config["ch_mult"]))
     return spec(
         VAE,
@@ -64,8 +70,80 @@ def _from_compvis(config: Mapping[str, Any]) -> ConfigDict:
         # counted from the configured resolution, whatever the size of the images
         attention_levels=tuple(i for i in levels if config["resolution"] >> i in config["attn_resolutions"]),
         scale=config["latent_scale"],
+        shift=config.get("latent_shift", 0.0),
         in_channels=config.get("in_channels", 3),
     )
+
+
+def to_reference(network: VAE) -> dict[str, Any]:
+    """The arguments of CompVis' autoencoder that one of ours has, with `latent_scale` and `latent_shift`.
+
+    The `resolution` that attention is counted from is 256 as in the published files; it is that of no image.
+
+    Raises:
+      ValueError: where CompVis' autoencoder has no such part.
+    """
+    first, resolution = network.channels[0], 256
+    for holds, what in (
+        (network.quant_conv, "no 1x1 convolutions at the latents (quant_conv=False)"),
+        (network.groups == COMPVIS_GROUPS, f"{network.groups} groups in its norms, not {COMPVIS_GROUPS}"),
+        (
+            all(width % first == 0 for width in network.channels),
+            f"levels of {network.channels} channels, not multiples of the first",
+        ),
+        (
+            resolution >> (len(network.channels) - 1),
+            f"{len(network.channels)} levels, more than {resolution} pixels have",
+        ),
+    ):
+        if not holds:
+            raise ValueError(
+                f"this VAE has {what}: the autoencoder of CompVis (layout `reference`) has no such variant"
+            )
+    return {
+        "embed_dim": network.latent_channels,
+        "ch": first,
+        "ch_mult": [width // first for width in network.channels],
+        "num_res_blocks": network.layers_per_block,
+        "attn_resolutions": [resolution >> level for level in network.attention_levels],
+        "resolution": resolution,
+        "z_channels": network.latent_channels,
+        "double_z": True,
+        "in_channels": network.in_channels,
+        "out_ch": network.in_channels,
+        "latent_scale": network.scale,
+        "latent_shift": network.shift,
+    }
+
+
+def to_diffusers(network: VAE) -> dict[str, Any]:
+    """The `config.json` of diffusers' `AutoencoderKL` for one of ours: the inverse of `from_reference`.
+
+    Raises:
+      ValueError: where diffusers' autoencoder has no such part.
+    """
+    if network.attention_levels:
+        raise ValueError(
+            f"this VAE has attention in its levels {tuple(network.attention_levels)}: diffusers' AutoencoderKL has it "
+            "in the middle only; use the layout `reference`"
+        )
+    levels = len(network.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        "block_out_channels": list(network.channels),
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "in_channels": network.in_channels,
+        "latent_channels": network.latent_channels,
+        "layers_per_block": network.layers_per_block,
+        "norm_num_groups": network.groups,
+        "out_channels": network.in_channels,
+        "scaling_factor": network.scale,
+        "shift_factor": network.shift or None,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "use_post_quant_conv": network.quant_conv,
+        "use_quant_conv": network.quant_conv,
+    }
 
 
 def _require(config: Mapping[str, Any], key: str, value: Any) -> None:
@@ -101,7 +179,7 @@ def diffusers(config: Mapping[str, Any]) -> Table:
 
 
 def compvis(config: Mapping[str, Any]) -> Table:
-    """Rows for the names of CompVis' latent diffusion; its losses and discriminator are not needed."""
+    """Rows for the names of CompVis' latent diffusion; what only its training needs is passed over."""
     del config
     rows: list[Row] = []
     for side, level in (("encoder", "down"), ("decoder", "up")):
@@ -115,7 +193,7 @@ def compvis(config: Mapping[str, Any]) -> Table:
         rows += _block(f"{side}.mid.block_2", f"{side}/mid_block_1", "nin_shortcut")
         rows += _attention(f"{side}.mid.attn_1", f"{side}/mid_attn")
     rows += linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
-    return [*rows, Unused(r"loss\..*")]
+    return [*rows, *(Unused(source) for source in COMPVIS_UNUSED)]
 
 
 def _norm(source: str, target: str) -> list[Row]:

@@ -23,7 +23,7 @@ def joined(prediction):
 
 def run(case):
     x, t, y = case.images("x"), case.arrays["t"], cond(case.arrays["y"])
-    net, params = case.model(interop, x, t, y)
+    net, params = case.model(interop, x, t, y, file="torch")
     predict = case.jit(lambda p, x, t, c, taps=(): bind(net, p)(x, t, c, taps=taps), static_argnames="taps")
     last = f"blocks_{net.depth - 1}"
     wanted = {

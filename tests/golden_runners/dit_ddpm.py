@@ -17,7 +17,7 @@ SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
 
 def run(case):
     x0, y = case.images("x0"), cond(case, "y")
-    net, params = case.model(interop, x0, case.arrays["t"], y)
+    net, params = case.model(interop, x0, case.arrays["t"], y, file="torch/ema")
     process = diffusion(case.config["diffusion"])
     return {
         "tables": tables(process, case.arrays["table_index"]),

@@ -9,7 +9,7 @@ LEFT_OUT: dict[str, str] = {}
 
 def run(case):
     images = case.images("image")
-    vae, params = case.model(interop, images)
+    vae, params = case.model(interop, images, file="torch/model")
     draw = case.draw(posterior=case.images("noise"))
     encode = case.jit(lambda p, x: vae.apply({"params": p}, x, draw=draw, method="encode"))
     decode = case.jit(lambda p, z: vae.apply({"params": p}, Latents(values=z), method="decode"))

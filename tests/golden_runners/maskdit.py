@@ -37,7 +37,7 @@ LEFT_OUT: dict[str, str] = {}
 def run(case):
     config = case.config
     x, labels = case.images("x"), cond(case, "labels")
-    net, params = case.model(interop, x, case.arrays["c_noise"], labels)
+    net, params = case.model(interop, x, case.arrays["c_noise"], labels, file="torch/ema")
     process = EDM(
         sigma_data=config["sigma_data"],
         noise_levels=LogNormal(config["P_mean"], config["P_std"]),

@@ -1,0 +1,172 @@
+"""The layouts in which published weights of our networks are stored.
+
+Every network has the layout `reference`, that of the authors' own code; some have `diffusers` too. Which one a file has
+is told by its names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from maskdit.interop import dit, dit_diffusers, maskdit, vae
+from maskdit.interop.rules import PyTree, Table, TableError, export_params, import_params, taken
+from maskdit.interop.state_file import State
+from maskdit.interop.tensors import Tensor
+from maskdit.networks.dit import DiT
+from maskdit.networks.maskdit import MaskDiT
+from maskdit.tokenizers.vae import VAE
+
+REFERENCE, DIFFUSERS = "reference", "diffusers"
+WRAPPERS = ("module.", "_orig_mod.")
+"""What torch's data-parallel and compiled modules put before every name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A way in which the weights of a network are named and shaped.
+
+    Attributes:
+      name: `reference` or `diffusers`.
+      rows: the table for a network; a ValueError where the layout has no such network.
+      config: what stands in the `config.json` beside the weights, for a network; None where the layout has none.
+      strip: prefixes that are taken off where every name of a file carries them.
+      below: a prefix below which the network stands in the files of larger models: where any name carries it, the
+        others do not count.
+    """
+
+    name: str
+    rows: Callable[[Any], Table]
+    config: Callable[[Any], dict[str, Any]] | None = None
+    strip: tuple[str, ...] = WRAPPERS
+    below: str | None = None
+
+    def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a file that count, by their names without prefixes."""
+        names = {name: name for name in state}
+        if self.below is not None and any(name.startswith(self.below) for name in names):
+            names = {name.removeprefix(self.below): old for name, old in names.items() if name.startswith(self.below)}
+        while prefix := next((p for p in self.strip if names and all(n.startswith(p) for n in names)), None):
+            names = {name.removeprefix(prefix): old for name, old in names.items()}
+        return {name: state[old] for name, old in names.items()}
+
+
+def _by_arguments(
+    table: Callable[[Mapping[str, Any]], Table], arguments: Callable[[Any], Mapping[str, Any]]
+) -> Callable[[Any], Table]:
+    """The rows of a network from those of its published arguments."""
+    return lambda network: table(arguments(network))
+
+
+def _dit_diffusers(network: DiT) -> Table:
+    dit_diffusers.to_config(network)  # refuses what diffusers' model does not have
+    return dit_diffusers.table(dit.to_reference(network))
+
+
+_LAYOUTS: dict[type, tuple[Layout, ...]] = {
+    DiT: (
+        Layout(REFERENCE, _by_arguments(dit.table, dit.to_reference), strip=(*WRAPPERS, "model.")),
+        Layout(DIFFUSERS, _dit_diffusers, dit_diffusers.to_config, strip=(*WRAPPERS, "transformer.")),
+    ),
+    MaskDiT: (Layout(REFERENCE, _by_arguments(maskdit.table, maskdit.to_reference)),),  # `model.` is part of its names
+    VAE: (
+        Layout(
+            REFERENCE,
+            _by_arguments(vae.compvis, vae.to_reference),
+            strip=(*WRAPPERS, "model."),
+            below="first_stage_model.",
+        ),
+        Layout(DIFFUSERS, _by_arguments(vae.diffusers, vae.to_diffusers), vae.to_diffusers, strip=(*WRAPPERS, "vae.")),
+    ),
+}
+
+
+def layouts(network: Any) -> dict[str, Layout]:
+    """The layouts of a network's class, by name.
+
+    Args:
+      network: a module of ours, such as a `DiT`.
+
+    Raises:
+      ValueError: for a class without published layouts.
+    """
+    found = next((_LAYOUTS[cls] for cls in type(network).__mro__ if cls in _LAYOUTS), None)
+    if found is None:
+        known = ", ".join(cls.__name__ for cls in _LAYOUTS)
+        raise ValueError(f"{type(network).__name__} has no published layout: weights of {known} go in and out")
+    return {layout.name: layout for layout in found}
+
+
+def named(network: Any, layout: str) -> Layout:
+    """The layout of a network by its name.
+
+    Raises:
+      ValueError: for a layout that the network's class does not have.
+    """
+    offered = layouts(network)
+    if layout not in offered:
+        raise ValueError(f"{type(network).__name__} has no layout '{layout}': there is {' and '.join(offered)}")
+    return offered[layout]
+
+
+def fit(network: Any, target: PyTree, state: State, layout: str | None = None) -> Layout:
+    """The layout of a file: that which takes the most of its names.
+
+    Args:
+      network: the module that the weights are for.
+      target: its parameters or their shapes.
+      state: the opened file; no tensor is read.
+      layout: the name of a layout, where it is known.
+
+    Raises:
+      ValueError: for a class without layouts, an unknown layout, and a file none of whose names is known.
+    """
+    if layout is not None:
+        return named(network, layout)
+    offered, counts, refusals = layouts(network), {}, []
+    for name, one in offered.items():
+        try:
+            rows = one.rows(network)
+        except ValueError as refusal:
+            refusals.append(str(refusal))
+        else:
+            counts[name] = taken(rows, one.own(state.tensors), target)
+    if not counts:
+        raise ValueError("; ".join(refusals))
+    best = max(counts, key=lambda name: counts[name])
+    if not counts[best]:
+        first = ", ".join(sorted(state.tensors)[:3])
+        raise ValueError(
+            f"{state.path}: none of its {len(state.tensors)} tensors ({first}, ...) has a name of "
+            f"{type(network).__name__} in the layout {' or '.join(counts)}: the file holds another network; give that "
+            "network's name, or the file of this one"
+        )
+    return offered[best]
+
+
+def read(network: Any, target: PyTree, state: State, layout: str | None = None) -> tuple[PyTree, str]:
+    """The parameters of a network from a published file; arguments as those of `fit`.
+
+    Returns:
+      Nested dicts of numpy arrays with the shapes and dtypes of `target`, and the name of the layout.
+
+    Raises:
+      ValueError: as `fit`, and where the published model has no such network; `TableError` for tensors that do not fit.
+    """
+    chosen = fit(network, target, state, layout)
+    try:
+        return import_params(chosen.rows(network), chosen.own(state.tensors), target), chosen.name
+    except TableError as error:
+        what = f"{state.path} does not fit this {type(network).__name__} (layout {chosen.name}):"
+        raise TableError(what, error.faults) from None
+
+
+def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np.ndarray]:
+    """The published state dict of a network's parameters, fixed tables included; nothing is copied but what `params`
+    holds on a device.
+
+    Raises:
+      ValueError: for a layout that the network does not have, and where the published model has no such network.
+    """
+    return export_params(named(network, layout).rows(network), params)

@@ -1,0 +1,143 @@
+"""Files of every layout: told apart by their names, read, and written again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import meta
+
+from maskdit.contracts import Cond
+from maskdit.interop import layouts
+from maskdit.interop.rules import TableError
+from maskdit.interop.state_file import State
+from maskdit.networks.dit import DiT
+from maskdit.networks.maskdit import MaskDiT
+from maskdit.tokenizers.pixels import Pixels
+from maskdit.tokenizers.vae import VAE
+
+SIZES = {"input_size": 4, "patch": 2, "channels": 3, "width": 8, "depth": 2, "heads": 2, "classes": {"group": 5}}
+NETWORKS = {
+    "dit": DiT(**SIZES, learned_variance=True),
+    "maskdit": MaskDiT(**SIZES, decoder_width=4, decoder_depth=1, decoder_heads=1),
+    "vae": VAE(channels=(32, 32), layers_per_block=1, latent_channels=2),
+    "attentive": VAE(channels=(32, 64), layers_per_block=1, latent_channels=2, attention_levels=(1,)),
+    "small": VAE(channels=(4, 6), groups=2, layers_per_block=1, latent_channels=2, quant_conv=False),
+}
+FILES = [
+    ("dit", "reference"),
+    ("dit", "diffusers"),
+    ("maskdit", "reference"),
+    ("vae", "reference"),
+    ("vae", "diffusers"),
+    ("attentive", "reference"),
+    ("small", "diffusers"),
+]
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random parameters of each network."""
+    made = {}
+    for name, network in NETWORKS.items():
+        if isinstance(network, VAE):
+            inputs = (jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32),)
+        else:
+            inputs = (jnp.zeros((1, 4, 4, 3)), jnp.zeros((1,)), Cond(labels={"group": jnp.zeros((1,), jnp.int32)}))
+        shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])
+        rng = np.random.default_rng(0)
+        made[name] = jax.tree.map(lambda leaf, rng=rng: rng.standard_normal(leaf.shape, np.float32), shapes)
+    return made
+
+
+def state(tensors):
+    return State(tensors=dict(tensors), path="weights.pt")
+
+
+@pytest.mark.parametrize(("name", "layout"), FILES)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_a_file_comes_back_whatever_wraps_it(params, name, layout, prefix):
+    network = NETWORKS[name]
+    written = layouts.write(network, params[name], layout)
+    file = state({prefix + key: tensor for key, tensor in written.items()})
+    assert layouts.fit(network, params[name], file).name == layout
+    again, found = layouts.read(network, params[name], file)
+    assert found == layout
+    jax.tree.map(np.testing.assert_array_equal, again, params[name])
+    back = layouts.write(network, again, layout)
+    assert back.keys() == written.keys()
+    for key, tensor in written.items():
+        np.testing.assert_array_equal(back[key], tensor, err_msg=key)
+
+
+def test_the_autoencoder_of_a_larger_model_is_found(params):
+    network, others = NETWORKS["vae"], {"model.diffusion_model.out.weight": np.zeros(2), "betas": np.zeros(3)}
+    inside = {f"first_stage_model.{k}": v for k, v in layouts.write(network, params["vae"]).items()}
+    again, _ = layouts.read(network, params["vae"], state(others | inside))
+    jax.tree.map(np.testing.assert_array_equal, again, params["vae"])
+
+
+def test_what_only_training_needs_is_passed_over(params):
+    names = ("loss.logvar", "model_ema.decay", "foundation_model.model.norm.weight", "linear_proj.weight")
+    more = layouts.write(NETWORKS["attentive"], params["attentive"]) | dict.fromkeys(names, np.zeros(1))
+    again, _ = layouts.read(NETWORKS["attentive"], params["attentive"], state(more))
+    jax.tree.map(np.testing.assert_array_equal, again, params["attentive"])
+
+
+def test_model_is_a_part_of_the_names_of_maskdit_and_a_wrapper_of_dit(params):
+    file = layouts.write(NETWORKS["maskdit"], params["maskdit"])
+    assert all(name.startswith("model.") for name in file)
+    wrapped = {f"model.{name}": tensor for name, tensor in layouts.write(NETWORKS["dit"], params["dit"]).items()}
+    again, _ = layouts.read(NETWORKS["dit"], params["dit"], state(wrapped))
+    jax.tree.map(np.testing.assert_array_equal, again, params["dit"])
+
+
+def test_a_layout_asked_for_by_name_is_not_guessed(params):
+    file = state(layouts.write(NETWORKS["dit"], params["dit"], "diffusers"))
+    with pytest.raises(TableError, match=r"weights\.pt does not fit this DiT \(layout reference\)") as fault:
+        layouts.read(NETWORKS["dit"], params["dit"], file, "reference")
+    assert set(fault.value.faults) == {"unmatched", "unfilled"}
+
+
+def test_a_config_lies_beside_the_layouts_of_diffusers_only():
+    for name, layout in FILES:
+        chosen = layouts.named(NETWORKS[name], layout)
+        assert (chosen.config is None) == (layout == "reference")
+    transformer = layouts.named(NETWORKS["dit"], "diffusers").config(NETWORKS["dit"])
+    facts = {"_class_name": "DiTTransformer2DModel", "attention_head_dim": 4, "num_attention_heads": 2}
+    facts |= {"in_channels": 3, "out_channels": 6, "num_layers": 2, "sample_size": 4, "num_embeds_ada_norm": 5}
+    assert facts.items() <= transformer.items()
+    autoencoder = layouts.named(NETWORKS["small"], "diffusers").config(NETWORKS["small"])
+    facts = {"_class_name": "AutoencoderKL", "block_out_channels": [4, 6], "norm_num_groups": 2}
+    assert (facts | {"use_quant_conv": False, "shift_factor": None}).items() <= autoencoder.items()
+
+
+def test_a_file_of_another_network_is_refused_with_both_names(params):
+    message = (
+        r"weights\.pt: none of its 1 tensors \(conv\.weight, \.\.\.\) has a name of DiT in the layout reference or"
+    )
+    with pytest.raises(ValueError, match=message):
+        layouts.read(NETWORKS["dit"], params["dit"], state({"conv.weight": np.zeros(2)}))
+    other = state(layouts.write(NETWORKS["maskdit"], params["maskdit"]))
+    with pytest.raises(TableError, match="decoder_blocks"):
+        layouts.read(NETWORKS["dit"], params["dit"], other)
+
+
+@pytest.mark.parametrize(
+    ("network", "layout", "message"),
+    [
+        (NETWORKS["maskdit"], "diffusers", "MaskDiT has no layout 'diffusers': there is reference"),
+        (NETWORKS["vae"], "flax", "VAE has no layout 'flax': there is reference and diffusers"),
+        (Pixels(), "reference", "Pixels has no published layout: weights of DiT, MaskDiT, VAE go in"),
+        (NETWORKS["attentive"], "diffusers", "attention in its levels"),
+        (NETWORKS["small"], "reference", "quant_conv=False"),
+    ],
+)
+def test_a_layout_that_does_not_exist_is_refused(network, layout, message):
+    with pytest.raises(ValueError, match=message):
+        layouts.write(network, {}, layout)
+
+
+def test_a_network_without_any_published_counterpart_is_refused():
+    network = VAE(channels=(4, 6), groups=2, attention_levels=(0,))
+    with pytest.raises(ValueError, match=r"groups in its norms.*; .*attention in its levels"):
+        layouts.fit(network, {}, state({"conv.weight": np.zeros(2)}))
