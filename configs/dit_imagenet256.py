@@ -11,7 +11,7 @@ without. Meant for a TPU v3-256 (5.7 steps/s there). Ours: unverified.
 
 from ml_collections import ConfigDict
 
-from maskdit.config import spec
+from maskdit.config import pretrained, spec
 from maskdit.data.emoji import Emoji
 from maskdit.data.loader import Loader
 from maskdit.data.tfds import TFDS
@@ -42,7 +42,8 @@ def get_config(variant: str = "XL/2") -> ConfigDict:
         dtype="bfloat16",
         **(small if smoke else size(variant)),
     )
-    vae = spec(VAE, channels=(16, 16), groups=8, layers_per_block=1) if smoke else spec(VAE, dtype="bfloat16")
+    small_vae = spec(VAE, channels=(16, 16), groups=8, layers_per_block=1)
+    vae = small_vae if smoke else pretrained("sd-vae-ft-ema", spec(VAE, dtype="bfloat16"))
     train = spec(Emoji, labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="train")
     held_out = (
         spec(Emoji, split="val", labels=("group",)) if smoke else spec(TFDS, name="imagenet2012", split="validation")

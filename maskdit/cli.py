@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known, overrides = _split(arguments)
     parser = _parser()
     args = parser.parse_args(known)
-    if overrides and not hasattr(args, "config"):
+    if overrides and not args.overridable:
         parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
     leave_out_tpu()
     keep_pages()
@@ -109,6 +109,33 @@ def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
         seeds=tuple(range(args.seeds)),
         steps=args.steps,
         guidance=args.guidance,
+        ema=args.ema,
+        step=args.step,
+        trust=args.trust,
+    )
+
+
+def _import(args: Any, overrides: list[tuple[str, str]]) -> None:
+    if args.list:
+        from maskdit.interop import published
+
+        print(published.listing())
+        return
+    from maskdit.importing import import_weights
+
+    if args.name is None:
+        raise ValueError("import takes the name of published weights; maskdit import --list prints them")
+    import_weights(args.name, args.source, args.out, overrides=overrides, trust=args.trust)
+
+
+def _export(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.exporting import export_weights
+
+    export_weights(
+        args.workdir,
+        args.out,
+        layout=args.layout,
+        part=args.part,
         ema=args.ema,
         step=args.step,
         trust=args.trust,
@@ -208,8 +235,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
     evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
+    _exchanging(verbs)
     _measuring(verbs)
     return parser
+
+
+def _exchanging(verbs: Any) -> None:
+    """The verbs that bring published weights in and give them out."""
+    bring = _verb(verbs, "import", _import, "bring published weights in, as a checkpoint", epilog=_OVERRIDES)
+    bring.add_argument(
+        "name", nargs="?", metavar="NAME", help="published weights, or the config that a file belongs to"
+    )
+    bring.add_argument(
+        "source",
+        nargs="?",
+        metavar="FILE",
+        help="a file, folder, URL or Hugging Face repository; NAME's own by default",
+    )
+    bring.add_argument("out", nargs="?", metavar="OUT", help="work directory to write; the cache by default")
+    bring.add_argument("--list", action="store_true", help="print what is published, and what it maps to")
+
+    give = _verb(verbs, "export", _export, "write weights in the layout that others load")
+    give.add_argument(
+        "workdir", metavar="DIR", help="work directory of a training run, or the name of published weights"
+    )
+    give.add_argument("out", metavar="OUT", help="a .safetensors or .pt file; with --layout diffusers also a folder")
+    give.add_argument(
+        "--layout", default="reference", help="reference, that of the paper's own code (default), or diffusers"
+    )
+    give.add_argument("--part", choices=("network", "tokenizer"), help="of a generator; its network by default")
+    _weights_arguments(give)
 
 
 def _measuring(verbs: Any) -> None:
@@ -253,7 +308,7 @@ def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argpa
     parser = verbs.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, overridable=bool(epilog))
     parser.add_argument(
         "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
     )
@@ -261,9 +316,13 @@ def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argpa
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", metavar="DIR", help="work directory of a training run")
+    parser.add_argument("workdir", metavar="DIR", help="work directory of a training run, or published weights")
     parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
     parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
+    _weights_arguments(parser)
+
+
+def _weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema", default="default", help="which average of the weights: its decay, or none for the raw weights"
     )

@@ -39,6 +39,37 @@ class Named(dict):
         return hash(tuple(sorted(self.items(), key=lambda item: item[0])))
 
 
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A reference to weights from elsewhere; see `pretrained`.
+
+    Attributes:
+      source: a work directory, a model file, or the name of published weights; None for none.
+      spec: of the object that takes the weights; None for that of the source, filled in when a run starts.
+      allow: regular expressions of parameters that may differ: those of the object that the source lacks or has in
+        another shape keep their initial values, those that only the source has are left out.
+      checksum: of the source's parameters, filled in when a run starts.
+    """
+
+    source: str | None = None
+    spec: Any = None
+    allow: tuple[str, ...] = ()
+    checksum: str | None = None
+
+
+def pretrained(source: str, spec: ConfigDict | None = None, allow: tuple[str, ...] = ()) -> ConfigDict:
+    """A reference to weights from elsewhere, in the place of a spec; arguments as the fields of `Pretrained`.
+
+    `build` makes the object of `spec`; the weights come when a run starts.
+    """
+    return _checked(Pretrained, {"source": source, "spec": spec, "allow": tuple(allow)})
+
+
+def is_reference(entry: Any) -> bool:
+    """Whether an entry of a config was made by `pretrained`."""
+    return isinstance(entry, ConfigDict | Mapping) and entry.get(TARGET) == f"{__name__}:{Pretrained.__qualname__}"
+
+
 def spec(cls: type, **fields: Any) -> ConfigDict:
     """Describes an object to be built later.
 
@@ -54,7 +85,7 @@ def spec(cls: type, **fields: Any) -> ConfigDict:
 
 
 def build(entry: Any, trust: Iterable[str] = (), **extra: Any) -> Any:
-    """Makes the object that a spec describes, nested specs first.
+    """Makes the object that a spec describes, nested specs first; for a reference to weights, the object of its spec.
 
     Args:
       entry: a spec; a dict of specs or values gives a dict; anything else is returned as it is.
@@ -70,6 +101,8 @@ def build(entry: Any, trust: Iterable[str] = (), **extra: Any) -> Any:
         if extra:
             raise ConfigError(f"only a spec takes fields; got {entry!r} with {sorted(extra)}")
         return tuple(build(item, trust) for item in entry) if isinstance(entry, tuple | list) else entry
+    if is_reference(entry):
+        return build(entry["spec"], trust, **extra)
     fields = {key: build(value, trust) for key, value in entry.items() if key != TARGET}
     if TARGET not in entry:
         return Named({**fields, **extra})
@@ -95,12 +128,14 @@ def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None)
 
 
 def override(config: ConfigDict, path: str, value: Any) -> None:
-    """Sets one existing entry, given by its dotted path, to a value of the same type.
+    """Sets one existing entry, given by its dotted path, to a value of the same type; of a reference, its source.
 
     Raises:
       ConfigError: where there is no such entry, with the nearest; where the type differs.
     """
     node, last = _find(config, path)
+    if is_reference(node[last]) and isinstance(value, str):
+        node, last = node[last], "source"
     try:
         node[last] = tuple(value) if isinstance(value, list) else value
     except TypeError as error:
@@ -114,6 +149,8 @@ def override_text(config: ConfigDict, path: str, text: str) -> None:
       ConfigError: where there is no such entry, with the nearest; where the text does not fit the entry.
     """
     node, last = _find(config, path)
+    if is_reference(node[last]):
+        return override(config, path, text) if text != "None" else override_text(config, f"{path}.source", text)
     now = node[last]
     if text == "None" and _optional(node, last):
         with node.ignore_type():

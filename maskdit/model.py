@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit import references
 from maskdit.config import nearest
 from maskdit.contracts import Array, Cond, Latents, PyTree, bind
 from maskdit.draw import Draw
@@ -36,30 +37,34 @@ class ModelError(ValueError):
 
 
 def load(path: str, *, ema: str = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
-    """Loads a trained model from its work directory.
+    """Loads a trained model from its work directory, or published weights by their name.
 
     Args:
-      path: a work directory, local or `gs://`, or a file written by `save`.
+      path: a work directory, local or `gs://`, a file written by `save`, or a name that `maskdit import --list` prints:
+        such weights are fetched and brought into `~/.cache/maskdit` (or `$MASKDIT_CACHE`) at first use.
       ema: which average of the weights: `default` (the run's first), the name of another, or `none` for the raw
         weights. A model file holds one set of weights.
       step: which kept checkpoint; None for the last.
       trust: packages besides `maskdit` whose classes the checkpoint's config may build.
 
     Returns:
-      The model that the run's task makes, such as a `GeneratorModel`, with a copy on every device.
+      The model that the run's task makes, such as a `GeneratorModel`, or a `TokenizerModel`, with a copy on every
+      device.
 
     Raises:
-      ModelError, CheckpointError: where there is no such checkpoint, average or step; the message names those there
-        are.
+      ModelError, CheckpointError, WeightsError: where there is no such checkpoint, average or step; the message names
+        those there are.
     """
-    if str(path).endswith(".npz"):
-        if ema != "default" or step is not None:
-            raise ModelError(f"{path} holds one set of weights: ema and step choose among those of a work directory")
-        stored = checkpoint.read_file(path)
-    else:
-        everywhere = replicated(MeshShape().make())
-        stored = checkpoint.read(path, ema=ema, step=step, place=functools.partial(jax.tree.map, lambda _: everywhere))
+    everywhere = replicated(MeshShape().make())
+    place = functools.partial(jax.tree.map, lambda _: everywhere)
+    path = references.find(str(path))
+    if path.endswith(".npz") and (ema != "default" or step is not None):
+        raise ModelError(f"{path} holds one set of weights: ema and step choose among those of a work directory")
+    stored = references.read(path, ema, step, place=place)
     config = configs.from_json(stored.meta["config"])
+    if config.get("task") is None:
+        tokenizer = configs.build(on_this_device(config).tokenizer, trust)
+        return TokenizerModel(tokenizer, stored.variables, config)
     task = configs.build(on_this_device(config).task, trust, horizon=config.horizon)
     model = task.model(stored.variables, {k: tuple(v) for k, v in stored.meta["vocabulary"].items()})
     parts = {key: configs.build(config[key], trust) for key in ("sampler", "guidance") if config.get(key) is not None}
@@ -86,6 +91,68 @@ def save(model: Any, path: str, dtype: str = "float32") -> None:
     if distributed.is_first():
         checkpoint.write_file(path, checkpoint.Stored(model.variables, meta), dtype)
     distributed.barrier()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerModel:
+    """A tokenizer with its weights.
+
+    Attributes:
+      tokenizer: the module.
+      variables: the tokenizer's own under `params` or `frozen`, by the name `tokenizer`.
+      config: what it was built from.
+      vocabulary, ema, step: of what generators have; a tokenizer has no labels.
+      devices: the mesh to compute on; None for all devices, each with a copy of the weights.
+    """
+
+    tokenizer: Any
+    variables: PyTree
+    config: ConfigDict | None = None
+    vocabulary: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    ema: str = "none"
+    step: int | None = None
+    devices: Mesh | None = None
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Latents `[B, h, w, c]`, scaled for a generator, of images: uint8, or float in [-1, 1], `[B, H, W, 3]`.
+
+        Raises:
+          ModelError: for images of another kind or shape.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[-1] != 3:
+            raise ModelError(f"images are [B, H, W, 3], got {list(images.shape)}")
+        step = self.tokenizer.latent.downsample
+        if images.shape[1] % step or images.shape[2] % step:
+            raise ModelError(f"the tokenizer takes sides that are multiples of {step}, got {list(images.shape[1:3])}")
+        if images.dtype == np.uint8:
+            images = np.asarray(to_float(jnp.asarray(images)))
+        elif not np.isfinite(images).all() or np.abs(images).max() > 1.001:
+            raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
+        program = functools.partial(_encode, tokenizer=self.tokenizer)
+        return placement.by_rows(program, self._devices, self._own, images.astype(np.float32))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Images uint8 `[B, H, W, 3]` of latents `[B, h, w, c]`.
+
+        Raises:
+          ModelError: for latents of another shape.
+        """
+        latents = np.asarray(latents, np.float32)
+        if latents.ndim != 4 or latents.shape[-1] != self.tokenizer.latent.channels:
+            channels = self.tokenizer.latent.channels
+            raise ModelError(f"latents are [B, h, w, {channels}], got {list(latents.shape)}")
+        program = functools.partial(_decode, tokenizer=self.tokenizer)
+        return placement.by_rows(program, self._devices, self._own, latents)
+
+    @property
+    def _own(self) -> PyTree:
+        frozen = self.variables["frozen"]
+        return frozen["tokenizer"] if "tokenizer" in frozen else {"params": self.variables["params"]["tokenizer"]}
+
+    @property
+    def _devices(self) -> Mesh:
+        return MeshShape().make() if self.devices is None else self.devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,43 +251,23 @@ class GeneratorModel:
         network_calls(sampler, self.task.process, guidance)
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Latents `[B, h, w, c]`, as the network sees them, of images: uint8, or float in [-1, 1], `[B, H, W, 3]`.
-
-        Raises:
-          ModelError: for images of another kind or shape.
-        """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ModelError(f"images are [B, H, W, 3], got {list(images.shape)}")
-        step = self.task.tokenizer.latent.downsample
-        if images.shape[1] % step or images.shape[2] % step:
-            raise ModelError(f"the tokenizer takes sides that are multiples of {step}, got {list(images.shape[1:3])}")
-        if images.dtype == np.uint8:
-            images = np.asarray(to_float(jnp.asarray(images)))
-        elif not np.isfinite(images).all() or np.abs(images).max() > 1.001:
-            raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
-        program = functools.partial(_encode, tokenizer=self.task.tokenizer)
-        frozen = self.variables["frozen"]["tokenizer"]
-        return placement.by_rows(program, self._devices, frozen, images.astype(np.float32))
+        """Latents `[B, h, w, c]`, as the network sees them; see `TokenizerModel.encode`."""
+        return self._tokenizer.encode(images)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Images uint8 `[B, H, W, 3]` of latents `[B, h, w, c]`.
-
-        Raises:
-          ModelError: for latents of another shape.
-        """
-        latents = np.asarray(latents, np.float32)
-        if latents.ndim != 4 or latents.shape[-1] != self.task.tokenizer.latent.channels:
-            channels = self.task.tokenizer.latent.channels
-            raise ModelError(f"latents are [B, h, w, {channels}], got {list(latents.shape)}")
-        program = functools.partial(_decode, tokenizer=self.task.tokenizer)
-        return placement.by_rows(program, self._devices, self.variables["frozen"]["tokenizer"], latents)
+        """Images uint8 `[B, H, W, 3]`; see `TokenizerModel.decode`."""
+        return self._tokenizer.decode(latents)
 
     def predict(self, x: Array, t: Array, labels: Mapping[str, Array]) -> Any:
         """The bare network's `Prediction` for inputs `[B, ...]`, times `[B]` and label ids `[B]`."""
         everything = (self.variables["params"]["network"], x, t, Cond(labels=dict(labels)))
         params, x, t, cond = placement.spread(everything, replicated(self._devices))
         return bind(self.task.network, params)(x, t, cond)
+
+    @property
+    def _tokenizer(self) -> "TokenizerModel":
+        variables = {"params": {}, "frozen": {"tokenizer": self.variables["frozen"]["tokenizer"]}}
+        return TokenizerModel(self.task.tokenizer, variables, devices=self._devices)
 
     @property
     def _devices(self) -> Mesh:

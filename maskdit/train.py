@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit import references
 from maskdit.contracts import PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
@@ -27,7 +28,7 @@ from maskdit.training import checkpoint, distributed, evaluation, mesh, placemen
 from maskdit.training.precision import on_this_device
 from maskdit.training.profiling import Profiler, Window
 from maskdit.training.run import LOADER_MAY_CHANGE, MAY_CHANGE, Run
-from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower
+from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower, with_weights
 from maskdit.training.stopping import stopping
 
 _LOG = logging.getLogger(__name__)
@@ -65,9 +66,12 @@ def train(
         config=json.loads(configs.to_json(config)),
     )
     _make_directory(root)
-    # A run starts from the last checkpoint of its own work directory, else from scratch.
+    # A run starts from the last checkpoint of its own work directory, else from the weights that `init_from` names,
+    # else from scratch.
     started = distributed.first(lambda: _started(root))
-    config = _with_horizon(config, root, started)
+    before = _earlier_config(root, started)
+    config, weights = references.resolve(config, before, started, configs.build(config.mesh).make())
+    config = _with_horizon(config, before if started else None, root)
     run: Run = configs.build(on_this_device(config), trust)
     task = dataclasses.replace(run.task, horizon=config.horizon)
     devices = run.mesh.make()
@@ -79,8 +83,9 @@ def train(
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
         seed = jax.jit(lambda: jax.random.key(run.seed), out_shardings=mesh.replicated(devices))()
-        frozen = _frozen(task, run, workdir, devices, started)
-        state = _initial_state(task, run, shapes, seed, devices, store)
+        frozen = _frozen(task, run, workdir, devices, started, weights)
+        state = _initial_state(task, run, shapes, seed, devices, store, weights.get(references.INIT_FROM))
+        weights.clear()  # the state and frozen/ have them now
         _write_config(config, root)
         first = int(jax.device_get(state.step))
         if window is not None:
@@ -178,13 +183,24 @@ def _started(root: epath.Path) -> bool:
     return saved.exists() and any(path.name.isdigit() for path in saved.iterdir())
 
 
-def _with_horizon(config: ConfigDict, root: epath.Path, started: bool) -> ConfigDict:
-    """The config with its horizon fixed: that of the run's start, which nothing else may differ from either."""
-    config = config.copy_and_resolve_references()
+def _earlier_config(root: epath.Path, started: bool) -> ConfigDict | None:
+    """The config that an earlier start left in the work directory."""
     path = root / "config.json"
-    text = distributed.first(lambda: path.read_text() if started and path.exists() else None)
-    if text is not None:
-        stored = configs.from_json(text)
+    text = distributed.first(lambda: path.read_text() if path.exists() else None)
+    if text is None and started:
+        raise TrainingError(
+            f"{root} holds weights and no run: choose another --workdir, and start from them with "
+            f"--config.init_from={root}"
+        )
+    try:
+        return None if text is None else configs.from_json(text)
+    except ValueError as error:
+        raise TrainingError(f"{path} is not the config of a run ({error}): choose another --workdir") from error
+
+
+def _with_horizon(config: ConfigDict, stored: ConfigDict | None, root: epath.Path) -> ConfigDict:
+    """The config with its horizon fixed: that of the run's start, which nothing else may differ from either."""
+    if stored is not None:
         if config.horizon is None:
             config.horizon = stored.horizon
         differences = [line for line in configs.differences(config, stored) if not _may_change(line)]
@@ -211,7 +227,9 @@ def _may_change(difference: str) -> bool:
     return path[0] in MAY_CHANGE or (path[0] == "data" and path[-1] in LOADER_MAY_CHANGE)
 
 
-def _frozen(task: Any, run: Run, workdir: str, devices: Any, started: bool) -> PyTree:
+def _frozen(
+    task: Any, run: Run, workdir: str, devices: Any, started: bool, weights: Mapping[str, references.Weights]
+) -> PyTree:
     """Variables of frozen networks: those of the work directory once its run has begun, else made before step 0.
 
     The first process makes them (others would read all data again, and might not get the same to the last bit) and
@@ -223,7 +241,8 @@ def _frozen(task: Any, run: Run, workdir: str, devices: Any, started: bool) -> P
             checkpoint.drop_frozen(workdir)
         if (epath.Path(workdir) / "frozen").exists():
             return None
-        made = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run))
+        given = {path.removeprefix("task."): found for path, found in weights.items() if path.startswith("task.")}
+        made = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run), given)
         checkpoint.write_frozen(workdir, made)
         return None if jax.tree.leaves(made) else made
 
@@ -250,14 +269,22 @@ def _batch_shapes(run: Run, rows: list[int]) -> dict[str, Any]:
 
 
 def _initial_state(
-    task: Any, run: Run, shapes: dict[str, Any], seed: Any, devices: Any, store: checkpoint.Store
+    task: Any,
+    run: Run,
+    shapes: dict[str, Any],
+    seed: Any,
+    devices: Any,
+    store: checkpoint.Store,
+    weights: references.Weights | None,
 ) -> TrainState:
-    """The state of step 0, created sharded, or that of the last checkpoint."""
+    """The state of the last checkpoint, or that of step 0, created sharded, with given weights where there are any."""
     like = abstract_state(task, run.ema, shapes, devices)
     latest = distributed.first(lambda: store.latest)
     if latest is not None:
         return store.restore(latest, like)
-    return initial_state(task, run.ema, shapes, seed, like)
+    leaves = {} if weights is None else weights.fitting(like.params)  # refused before anything is made
+    state = initial_state(task, run.ema, shapes, seed, like)
+    return with_weights(state, leaves) if leaves else state
 
 
 def _check_pictures(task: Any, run: Run) -> None:

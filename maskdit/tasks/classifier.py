@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,9 +67,13 @@ class Classifier:
         images = jnp.zeros((1, *batch["image"].shape[1:]))
         return {"network": self.network.init(draw.init_key("network"), images)["params"]}, {}
 
-    def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
-        """The tokenizer's variables, fitted to the training images; nothing without a tokenizer."""
-        return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.fit(images())}
+    def freeze(
+        self, draw: Draw, images: Callable[[], Iterable[Any]], given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, PyTree]:
+        """The tokenizer's variables, given or fitted to the training images; nothing without a tokenizer."""
+        if self.tokenizer is None or "tokenizer" in given:
+            return {name: weights.tree for name, weights in given.items()}
+        return {"tokenizer": self.tokenizer.fit(images())}
 
     def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
         """Holds the data's labels against what the network expects.

@@ -3,11 +3,13 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
 from maskdit.model import GeneratorModel
@@ -43,6 +45,11 @@ class Generator:
     horizon: int = 0
 
     def __post_init__(self) -> None:
+        if self.tokenizer is None:
+            raise ValueError(
+                "the tokenizer is a reference without a spec, which a run reads from the source when it starts: give "
+                "it one, pretrained(SOURCE, spec=...)"
+            )
         if not 0 <= self.label_drop <= 1:
             raise ValueError(f"label_drop is a probability, got {self.label_drop}")
 
@@ -58,13 +65,22 @@ class Generator:
         variables = self.network.init(draw.init_key("network"), x, jnp.ones((1,)), cond)
         return {"network": variables["params"]}, {}
 
-    def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
-        """The tokenizer's variables: fitted to the training images where it can be. Draws: `tokenizer`."""
-        if hasattr(self.tokenizer, "fit"):
+    def freeze(
+        self, draw: Draw, images: Callable[[], Iterable[Any]], given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, PyTree]:
+        """The tokenizer's variables: given, or fitted to the training images where it can be. Draws: `tokenizer`."""
+        if "tokenizer" not in given and hasattr(self.tokenizer, "fit"):
             return {"tokenizer": self.tokenizer.fit(images())}
         side = self.layout.shape[0] * self.tokenizer.latent.downsample
-        image = jnp.zeros((1, side, side, 3))
-        variables = unboxed(jax.jit(self.tokenizer.init)(draw.init_key("tokenizer"), image))
+        key, image = draw.init_key("tokenizer"), jnp.zeros((1, side, side, 3))
+        if "tokenizer" in given:
+            shapes = unboxed(jax.eval_shape(self.tokenizer.init, key, image))
+            leaves = given["tokenizer"].fitting(shapes)
+            if leaves.keys() == flatten_dict(shapes, sep="/").keys():
+                return {"tokenizer": unflatten_dict(leaves, sep="/")}
+            fresh = flatten_dict(unboxed(jax.jit(self.tokenizer.init)(key, image)), sep="/")
+            return {"tokenizer": unflatten_dict({**fresh, **leaves}, sep="/")}
+        variables = unboxed(jax.jit(self.tokenizer.init)(key, image))
         if jax.tree.leaves(variables):
             _LOG.warning(
                 "the tokenizer %s has random weights: samples will show nothing", type(self.tokenizer).__name__

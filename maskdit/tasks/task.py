@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from flax import struct
@@ -52,8 +53,14 @@ class Task(Protocol):
         """Parameters by network name, and the task's state, for batches like the given one (shapes and dtypes)."""
         ...
 
-    def freeze(self, draw: Draw, images: Callable[[], Iterable[Any]]) -> dict[str, PyTree]:
-        """Variables of the networks that are not trained; `images` gives the training images once, in batches."""
+    def freeze(
+        self, draw: Draw, images: Callable[[], Iterable[Any]], given: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, PyTree]:
+        """Variables of the networks that are not trained.
+
+        `images` gives the training images once, in batches; `given` has weights from elsewhere
+        (`maskdit.references.Weights`) by the network's name.
+        """
         ...
 
     def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:

@@ -161,6 +161,35 @@ class Store:
             ) from error
 
 
+def write_weights(workdir: str, variables: PyTree, meta: dict[str, Any]) -> None:
+    """Writes weights that no run here has trained, as `read` reads them: a checkpoint of step 0, and `frozen/`.
+
+    Arrays are written from where they lie, so that memory holds them once. This process writes alone.
+
+    Args:
+      workdir: a directory without checkpoints.
+      variables: `params` and `frozen`, host arrays.
+      meta: the config, label names and the like.
+
+    Raises:
+      CheckpointError: where they cannot be written.
+    """
+    root, meta = epath.Path(workdir), {"ema": [], **meta, "step": 0, "versions": distributed.versions()}
+    alone = _alone("weights")
+    with _told(f"could not write {workdir}"):
+        if jax.tree.leaves(variables["frozen"]):
+            with ocp.Checkpointer(_from_host(alone), **alone) as checkpointer:
+                checkpointer.save(_absolute(root / "frozen"), args=ocp.args.PyTreeSave(variables["frozen"]))
+        options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, **alone)
+        handlers = {"params": _from_host(alone), "meta": ocp.JsonCheckpointHandler(**alone)}
+        manager = ocp.CheckpointManager(_absolute(root / "checkpoints"), options=options, item_handlers=handlers)
+        try:
+            params = ocp.args.PyTreeSave(variables["params"])
+            manager.save(0, args=ocp.args.Composite(params=params, meta=ocp.args.JsonSave(meta)))
+        finally:
+            manager.close()
+
+
 def write_frozen(workdir: str, frozen: PyTree) -> None:
     """Writes the variables of networks that are not trained, once per work directory, complete or not at all.
 
@@ -169,9 +198,7 @@ def write_frozen(workdir: str, frozen: PyTree) -> None:
     path = epath.Path(workdir) / "frozen"
     if path.exists() or not jax.tree.leaves(frozen):
         return
-    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix="frozen")
-    options = {} if distributed.peers() is None else {"multiprocessing_options": alone}
-    with _told(f"could not write {path}"), ocp.StandardCheckpointer(**options) as checkpointer:
+    with _told(f"could not write {path}"), ocp.StandardCheckpointer(**_alone("frozen")) as checkpointer:
         checkpointer.save(_absolute(path), jax.device_get(frozen))
         checkpointer.wait_until_finished()
 
@@ -297,6 +324,22 @@ def _abstract(metadata: PyTree, place: Place | None) -> PyTree:
         bare,
         place(bare) if place else jax.tree.map(lambda _: here, bare),
     )
+
+
+def _alone(what: str) -> dict[str, Any]:
+    """Options of Orbax for what the first process writes while the others do something else."""
+    if distributed.peers() is None:
+        return {}
+    options = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix=what)
+    return {"multiprocessing_options": options}
+
+
+def _from_host(alone: dict[str, Any]) -> ocp.PyTreeCheckpointHandler:
+    """Writes host arrays without a copy of them."""
+    arrays = ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)  # nothing changes them meanwhile
+    registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, arrays))
+    # OCDBT would collect the whole checkpoint in memory; weights hardly compress
+    return ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry, **alone)
 
 
 def _manager(root: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:

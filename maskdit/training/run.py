@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from maskdit.config import Pretrained
 from maskdit.training.checkpoint import Checkpoints
 from maskdit.training.evaluation import Evaluation
 from maskdit.training.log import Log
@@ -29,6 +30,7 @@ class Run:
       horizon: steps that schedules and phases span; None for `steps` as they were at the first start.
       ema: decays of the averages of the weights; the first is the one that models use by default.
       held_out: the loader of held-out records; None for none.
+      init_from: weights that the trained networks start from, as `maskdit.config.pretrained` names them.
       sampler, guidance: how a generator makes pictures; a model loaded from the run uses them too.
       mesh, checkpoints, log, evaluation: see their classes.
     """
@@ -42,6 +44,7 @@ class Run:
     horizon: int | None = None
     ema: tuple[float, ...] = (0.9999,)
     held_out: Any = None
+    init_from: Any = Pretrained()
     sampler: Any = None
     guidance: Any = None
     mesh: MeshShape = MeshShape()

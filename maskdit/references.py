@@ -1,0 +1,267 @@
+"""Weights from elsewhere: what the references of a config (`maskdit.config.pretrained`) name.
+
+A reference stands at `init_from`, for the trained networks, or at a task's `tokenizer`. It is resolved when a run
+starts: the spec of what takes the weights, where the config gives none, and the checksum of the weights are written
+into the config, which belongs to the run from then on.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import traverse_util
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from maskdit import config as configs
+from maskdit.contracts import Array, PyTree
+from maskdit.interop import published
+from maskdit.training import checkpoint, mesh, placement
+
+_LOG = logging.getLogger(__name__)
+INIT_FROM = "init_from"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be found, or do not fit; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """What a reference gives.
+
+    Attributes:
+      path: of the reference in the config.
+      source: as the config names it.
+      tree: arrays on the mesh.
+      allow: regular expressions of paths that may differ.
+      differences: what differs besides the arrays: path -> how.
+    """
+
+    path: str
+    source: str
+    tree: PyTree
+    allow: tuple[str, ...] = ()
+    differences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def fitting(self, shapes: PyTree) -> dict[str, Array]:
+        """The arrays that fit a tree of shapes, by path, after a line in the log for each difference.
+
+        Raises:
+          WeightsError: where a difference is not allowed; all are listed.
+        """
+        ours, theirs = _flat(shapes), _flat(self.tree)
+        found = dict(self.differences)
+        for path in sorted(ours.keys() | theirs.keys()):
+            if path not in theirs:
+                found[path] = f"{list(ours[path].shape)} here, not in the source: it keeps its initial value"
+            elif path not in ours:
+                found[path] = f"{list(theirs[path].shape)} in the source, not here: it is left out"
+            elif ours[path].shape != theirs[path].shape:
+                shown = f"{list(ours[path].shape)} here, {list(theirs[path].shape)} in the source"
+                found[path] = f"{shown}: it keeps its initial value"
+        refused = [path for path in found if not any(re.search(pattern, path) for pattern in self.allow)]
+        if refused:
+            raise WeightsError(
+                f"the weights of {self.source} differ from what config.{self.path} needs:\n  "
+                + "\n  ".join(f"{path}: {found[path]}" for path in refused)
+                + f'\nIf that is meant: --config.{self.path}.allow="{_patterns([*self.allow, *refused])}"'
+            )
+        for path, difference in found.items():
+            _LOG.info("%s from %s: %s: %s", self.path, self.source, path, difference)
+        return {path: leaf for path, leaf in theirs.items() if path in ours and path not in found}
+
+
+def find(source: str) -> str:
+    """The work directory or model file that a user names: a path, or the name of published weights.
+
+    Published weights are fetched and brought into the cache at first use.
+
+    Raises:
+      WeightsError: where there is neither. What `maskdit.importing.cached` raises, where weights cannot be had.
+    """
+    if epath.Path(source).exists():
+        return source
+    if source in published.ALIASES:
+        from maskdit.importing import cached
+
+        return cached(source)
+    if "/" in source or source.endswith(".npz"):
+        raise WeightsError(
+            f"there is no {source}: give the --workdir of a training run, or the name of published weights"
+        )
+    raise WeightsError(
+        f"there is no directory '{source}' and no published weights of that name; "
+        f"{configs.nearest(source, list(published.ALIASES))}"
+    )
+
+
+def read(
+    source: str, ema: str = "default", step: int | None = None, *, place: checkpoint.Place | None = None
+) -> checkpoint.Stored:
+    """What sampling needs of a source; arguments as those of `checkpoint.read`."""
+    path = find(source)
+    return checkpoint.read_file(path) if path.endswith(".npz") else checkpoint.read(path, ema, step, place=place)
+
+
+def resolve(
+    config: ConfigDict, before: ConfigDict | None, started: bool, devices: Mesh
+) -> tuple[ConfigDict, dict[str, Weights]]:
+    """Fills the references of a config, and reads their weights for a run that has not started.
+
+    Args:
+      config: of the run; it is not changed.
+      before: the config as an earlier start left it in the work directory, if any.
+      started: whether the run has a checkpoint to go on from: then nothing is read, the weights are its own by now.
+      devices: the mesh.
+
+    Raises:
+      WeightsError: for a source that is not there, or has changed since an earlier start.
+    """
+    config, weights = config.copy_and_resolve_references(), {}
+    earlier = {} if before is None else _references(before)
+    for path, entry in _references(config).items():
+        known = earlier.get(path)
+        known = known if known is not None and known.source == entry.source else None
+        if started:
+            _take(entry, known)
+            continue
+        weights[path] = weights_of(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
+        if known is not None and known.checksum not in (None, entry.checksum):
+            raise WeightsError(
+                f"the weights of {entry.source} have changed since this run first started: use another --workdir"
+            )
+    return config, weights
+
+
+def weights_of(config: ConfigDict, path: str, place: checkpoint.Place | None = None) -> Weights:
+    """Reads what one reference of a config names, and fills its spec and checksum.
+
+    Args:
+      config: with the reference at `path`; it is changed.
+      path: such as `task.tokenizer`.
+      place: shardings for a tree of shapes; None for the first device of this process.
+    """
+    entry = _references(config)[path]
+    stored = read(entry.source, place=place)
+    tree, spec = _part(stored, path, entry.source)
+    if place is not None and _on_host(tree):
+        tree = jax.tree.map(placement.spread, tree, place(tree))
+    differences = _positions(config, spec) if path == INIT_FROM else {}
+    if entry.spec is None:
+        entry.spec = spec
+    entry.checksum = checksum(tree)
+    return Weights(path, entry.source, tree, tuple(entry.allow), differences)
+
+
+def checksum(tree: PyTree) -> str:
+    """A checksum of arrays, whatever mesh they lie on: two sums over the bits of each, and its path, shape and dtype.
+
+    Sums of integers do not depend on their order, so that each device adds up what it has.
+    """
+    digest = hashlib.sha256()
+    leaves = _flat(tree)
+    sums = jax.device_get(jax.jit(lambda leaves: {path: _sums(leaf) for path, leaf in leaves.items()})(leaves))
+    for path in sorted(leaves):
+        leaf = leaves[path]
+        digest.update(f"{path} {leaf.shape} {leaf.dtype} {[int(number) for number in sums[path]]};".encode())
+    return digest.hexdigest()
+
+
+def _sums(leaf: Array) -> Array:
+    """Two sums over an array's 32-bit words, each weighted by its place, modulo 2^32."""
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+        leaf = jax.lax.bitcast_convert_type(leaf, _WORDS[leaf.dtype.itemsize])
+    words, place = leaf.astype(jnp.uint32), jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    # weights are odd, so that a change of one word changes both sums; the factors are those of usual integer hashes
+    first = (place * jnp.uint32(2654435761)) | jnp.uint32(1)
+    second = ((place ^ (place >> 15)) * jnp.uint32(2246822519)) | jnp.uint32(1)
+    return jnp.stack([jnp.sum(words * weight, dtype=jnp.uint32) for weight in (first, second)])
+
+
+_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
+
+
+def _references(config: ConfigDict, prefix: str = "") -> dict[str, ConfigDict]:
+    """The references that name a source, by their paths."""
+    found = {}
+    for key, value in config.items():
+        if configs.is_reference(value):
+            if value.source is not None:
+                found[f"{prefix}{key}"] = value
+        elif isinstance(value, ConfigDict):
+            found |= _references(value, f"{prefix}{key}.")
+    return found
+
+
+def _take(entry: ConfigDict, known: ConfigDict | None) -> None:
+    """Fills a reference from what an earlier start found; another source shows as a difference of the configs."""
+    if known is not None:
+        entry.checksum = known.checksum
+        if entry.spec is None:
+            entry.spec = known.spec
+
+
+def _part(stored: checkpoint.Stored, path: str, source: str) -> tuple[PyTree, Any]:
+    """The weights that belong at a place of a config, and the spec of what they are of."""
+    config, name = configs.from_json(stored.meta["config"]), path.rpartition(".")[2]
+    params, frozen = stored.variables["params"], stored.variables["frozen"]
+    task = config.get("task") or ConfigDict()
+    if path == INIT_FROM and task:
+        return params, task.get("network")
+    if name == "tokenizer" and name in frozen:
+        return frozen[name], _spec(task.tokenizer)
+    if name == "tokenizer" and name in params:
+        return {"params": params[name]}, _spec(config.tokenizer)
+    raise WeightsError(f"{source} holds {', '.join([*params, *frozen])}, which is nothing for config.{path}")
+
+
+def _spec(entry: ConfigDict) -> Any:
+    return entry.spec if configs.is_reference(entry) else entry
+
+
+def _positions(config: ConfigDict, theirs: Any) -> dict[str, str]:
+    """Stretches the tables of places over another grid than the source's; says so."""
+    ours = config.task.get("network")
+    if ours is None or theirs is None or "position_grid" not in ours or "input_size" not in theirs:
+        return {}
+    grid = ours.input_size // ours.patch
+    span = theirs.get("position_grid") or theirs.input_size // theirs.patch
+    if ours.position_grid is not None or span == grid:
+        return {}
+    ours.position_grid = span
+    return {"network/positions": f"a grid of {grid} x {grid} here, {span} x {span} in the source: the table is resized"}
+
+
+def _cut(devices: Mesh) -> checkpoint.Place:
+    return lambda tree: mesh.shardings(tree, devices)
+
+
+def _copied(devices: Mesh) -> checkpoint.Place:
+    return lambda tree: jax.tree.map(lambda _: mesh.replicated(devices), tree)
+
+
+def _on_host(tree: PyTree) -> bool:
+    return any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(tree))
+
+
+def _patterns(paths: list[str]) -> tuple[str, ...]:
+    """Patterns for these paths: themselves, or the first parts of many."""
+    for parts in (9, 2, 1):
+        short = tuple(dict.fromkeys("/".join(path.split("/")[:parts]) for path in paths))
+        if len(short) <= 6:
+            break
+    return short
+
+
+def _flat(tree: PyTree) -> dict[str, Any]:
+    return traverse_util.flatten_dict(tree, sep="/")
