@@ -96,7 +96,8 @@ def cached(name: str) -> str:
     """The work directory in the cache that holds published weights; they are fetched and brought in at first use.
 
     Raises:
-      WeightsError: under several processes, where they are not there yet. What `import_weights` raises.
+      WeightsError: where they cannot be fetched, or are not there yet and this is one of several processes. What
+        `import_weights` raises.
     """
     path = _cache(name)
     if distributed.peers() is not None:
@@ -106,7 +107,12 @@ def cached(name: str) -> str:
             else f"{name} is not in {path}: bring it in once, maskdit import {name} FILE OUT with an OUT that all "
             "processes can read, such as gs://BUCKET/FOLDER, and name OUT in its place"
         )
-    return str(path) if path.exists() else import_weights(name)
+    if path.exists():
+        return str(path)
+    try:
+        return import_weights(name)
+    except download.DownloadError as error:
+        raise WeightsError(f"{error}: maskdit import {name} FILE") from error
 
 
 def _cache(name: str) -> epath.Path:

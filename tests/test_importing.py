@@ -181,7 +181,7 @@ def test_by_name_from_the_cache_after_one_download(files, tmp_path, monkeypatch)
     finally:
         server.shutdown()
         server.server_close()
-    with pytest.raises(OSError, match=r"127\.0\.0\.1"):
+    with pytest.raises(WeightsError, match=r"127\.0\.0\.1.*maskdit import small-vae FILE"):
         maskdit.load("small-vae")
     assert not (tmp_path / "cache" / "weights" / "small-vae").exists()
 

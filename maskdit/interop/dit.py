@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskdit.config import spec
-from maskdit.interop.rules import Fixed, Op, Row, Table, flatten, linear, parts
+from maskdit.interop.rules import Fixed, LayoutError, Op, Row, Table, flatten, linear, parts
 from maskdit.layers.embed import sincos_2d
 from maskdit.networks.dit import DiT
 
@@ -39,7 +39,7 @@ def to_reference(network: DiT) -> dict[str, Any]:
     """The arguments of the published `DiT` that a network of ours has, and `label`: the inverse of `from_reference`.
 
     Raises:
-      ValueError: where the published model has no such part: no label or several, and places that are resized.
+      LayoutError: where the published model has no such part: no label or several, and places that are resized.
     """
     require_fixed_places(network)
     label = one_label(network)
@@ -62,11 +62,11 @@ def one_label(network: Any) -> str:
     """The name of a network's only label.
 
     Raises:
-      ValueError: where it has none or several.
+      LayoutError: where it has none or several.
     """
     if len(network.classes) != 1:
         given = ", ".join(network.classes) or "none"
-        raise ValueError(
+        raise LayoutError(
             f"this {type(network).__name__} has {len(network.classes)} labels ({given}): the published "
             "model has exactly one"
         )
@@ -77,7 +77,7 @@ def require_fixed_places(network: Any) -> None:
     """Refuses a network whose table of places was resized from another grid."""
     grid = getattr(network, "position_grid", None)
     if grid is not None:
-        raise ValueError(
+        raise LayoutError(
             f"this {type(network).__name__} stretches the places of another grid (position_grid={grid}): the published "
             "model has no such part; set position_grid=None"
         )

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from maskdit.interop import dit
-from maskdit.interop.rules import Row, Table, linear, parts
+from maskdit.interop.rules import LayoutError, Row, Table, linear, parts
 from maskdit.networks.dit import DiT
 
 
@@ -24,13 +24,13 @@ def to_config(network: DiT) -> dict[str, Any]:
     `norm_eps` is DiT's 1e-6 and not the default there, 1e-5.
 
     Raises:
-      ValueError: where diffusers' model has no such part.
+      LayoutError: where diffusers' model has no such part.
     """
     config = dit.to_reference(network)
     if network.mlp_ratio != 4:
-        raise ValueError(f"this DiT has mlp_ratio={network.mlp_ratio:g}: diffusers' has only 4")
+        raise LayoutError(f"this DiT has mlp_ratio={network.mlp_ratio:g}: diffusers' has only 4")
     if not network.label_null:
-        raise ValueError("this DiT has no null label (label_null=False): diffusers' always has one")
+        raise LayoutError("this DiT has no null label (label_null=False): diffusers' always has one")
     return {
         "_class_name": "DiTTransformer2DModel",
         "activation_fn": "gelu-approximate",

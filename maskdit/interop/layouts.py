@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskdit.interop import dit, dit_diffusers, maskdit, vae
-from maskdit.interop.rules import PyTree, Table, TableError, export_params, import_params, taken
+from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
 from maskdit.interop.tensors import Tensor
 from maskdit.networks.dit import DiT
@@ -29,7 +29,7 @@ class Layout:
 
     Attributes:
       name: `reference` or `diffusers`.
-      rows: the table for a network; a ValueError where the layout has no such network.
+      rows: the table for a network; a LayoutError where the layout has no such network.
       config: what stands in the `config.json` beside the weights, for a network; None where the layout has none.
       strip: prefixes that are taken off where every name of a file carries them.
       below: a prefix below which the network stands in the files of larger models: where any name carries it, the
@@ -89,12 +89,12 @@ def layouts(network: Any) -> dict[str, Layout]:
       network: a module of ours, such as a `DiT`.
 
     Raises:
-      ValueError: for a class without published layouts.
+      LayoutError: for a class without published layouts.
     """
     found = next((_LAYOUTS[cls] for cls in type(network).__mro__ if cls in _LAYOUTS), None)
     if found is None:
         known = ", ".join(cls.__name__ for cls in _LAYOUTS)
-        raise ValueError(f"{type(network).__name__} has no published layout: weights of {known} go in and out")
+        raise LayoutError(f"{type(network).__name__} has no published layout: weights of {known} go in and out")
     return {layout.name: layout for layout in found}
 
 
@@ -102,11 +102,11 @@ def named(network: Any, layout: str) -> Layout:
     """The layout of a network by its name.
 
     Raises:
-      ValueError: for a layout that the network's class does not have.
+      LayoutError: for a layout that the network's class does not have.
     """
     offered = layouts(network)
     if layout not in offered:
-        raise ValueError(f"{type(network).__name__} has no layout '{layout}': there is {' and '.join(offered)}")
+        raise LayoutError(f"{type(network).__name__} has no layout '{layout}': there is {' and '.join(offered)}")
     return offered[layout]
 
 
@@ -120,7 +120,7 @@ def fit(network: Any, target: PyTree, state: State, layout: str | None = None) -
       layout: the name of a layout, where it is known.
 
     Raises:
-      ValueError: for a class without layouts, an unknown layout, and a file none of whose names is known.
+      LayoutError: for a class without layouts, an unknown layout, and a file none of whose names is known.
     """
     if layout is not None:
         return named(network, layout)
@@ -128,16 +128,16 @@ def fit(network: Any, target: PyTree, state: State, layout: str | None = None) -
     for name, one in offered.items():
         try:
             rows = one.rows(network)
-        except ValueError as refusal:
+        except LayoutError as refusal:
             refusals.append(str(refusal))
         else:
             counts[name] = taken(rows, one.own(state.tensors), target)
     if not counts:
-        raise ValueError("; ".join(refusals))
+        raise LayoutError("; ".join(refusals))
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
         first = ", ".join(sorted(state.tensors)[:3])
-        raise ValueError(
+        raise LayoutError(
             f"{state.path}: none of its {len(state.tensors)} tensors ({first}, ...) has a name of "
             f"{type(network).__name__} in the layout {' or '.join(counts)}: the file holds another network; give that "
             "network's name, or the file of this one"
@@ -152,7 +152,8 @@ def read(network: Any, target: PyTree, state: State, layout: str | None = None) 
       Nested dicts of numpy arrays with the shapes and dtypes of `target`, and the name of the layout.
 
     Raises:
-      ValueError: as `fit`, and where the published model has no such network; `TableError` for tensors that do not fit.
+      LayoutError: as `fit`, and where the published model has no such network; `TableError` for tensors that do not
+        fit.
     """
     chosen = fit(network, target, state, layout)
     try:
@@ -167,6 +168,6 @@ def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np
     holds on a device.
 
     Raises:
-      ValueError: for a layout that the network does not have, and where the published model has no such network.
+      LayoutError: for a layout that the network does not have, and where the published model has no such network.
     """
     return export_params(named(network, layout).rows(network), params)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from maskdit.config import spec
 from maskdit.interop import dit
 from maskdit.interop.dit import LABEL
-from maskdit.interop.rules import TRANSPOSE, Fixed, Op, Row, Table, linear
+from maskdit.interop.rules import TRANSPOSE, Fixed, LayoutError, Op, Row, Table, linear
 from maskdit.layers.embed import sincos_2d
 from maskdit.networks.maskdit import MaskDiT
 
@@ -24,11 +24,11 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     `LABEL`.
 
     Raises:
-      ValueError: for the class tokens and outside features of the published code, which `MaskDiT` does not have.
+      LayoutError: for the class tokens and outside features of the published code, which `MaskDiT` does not have.
     """
     for key in ("pad_cls_token", "direct_cls_token", "ext_feature_dim", "use_encoder_feat"):
         if config.get(key):
-            raise ValueError(f"{key}={config[key]!r} in the published configuration: MaskDiT has no such part")
+            raise LayoutError(f"{key}={config[key]!r} in the published configuration: MaskDiT has no such part")
     return spec(
         MaskDiT,
         input_size=config["img_resolution"],
@@ -52,7 +52,7 @@ def to_reference(network: MaskDiT) -> dict[str, Any]:
     """The arguments of the published `EDMPrecond` that a network of ours has: the inverse of `from_reference`.
 
     Raises:
-      ValueError: where the published model has no such part: several labels, and places that are resized.
+      LayoutError: where the published model has no such part: several labels, and places that are resized.
     """
     dit.require_fixed_places(network)
     label = {"label": dit.one_label(network)} if network.classes else {}

@@ -32,6 +32,10 @@ _TITLES = {
 _SHOWN = 12
 
 
+class LayoutError(ValueError):
+    """A network that a published layout cannot hold, or weights that belong to no layout of it."""
+
+
 class TableError(ValueError):
     """Tensors that a table cannot place; the message lists the first of them by name.
 
@@ -280,9 +284,10 @@ def _misshaped(row: Row, name: str, shape: tuple[int, ...], expected: tuple[int,
     axis, extra = row.classes
     if any(size != expected[i] for i, size in enumerate(shape) if i != axis):
         return line  # another network
+    given, label = shape[axis] - extra, row.target.rpartition("/")[2]
     return (
-        f"{line}: the file has {shape[axis] - extra} classes, the network {expected[axis] - extra}: give the network "
-        "as many, or start a run from the file with `init_from`, which makes the table anew"
+        f"{line}: the file has {given} classes, the network {expected[axis] - extra}: bring it in with "
+        f"--config.task.network.classes.{label}={given}"
     )
 
 

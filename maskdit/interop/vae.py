@@ -9,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskdit.config import spec
-from maskdit.interop.rules import CONV, POINTWISE, Row, Table, Unused, linear
+from maskdit.interop.rules import CONV, POINTWISE, LayoutError, Row, Table, Unused, linear
 from maskdit.tokenizers.vae import VAE
 
 COMPVIS_GROUPS = 32
@@ -26,7 +26,7 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         with `latent_scale`, the factor of the generator that goes with it, and `latent_shift` where it has one.
 
     Raises:
-      ValueError: for a variant of the network that `VAE` does not have.
+      LayoutError: for a variant of the network that `VAE` does not have.
     """
     return _from_compvis(config) if "ch_mult" in config else _from_diffusers(config)
 
@@ -81,7 +81,7 @@ def to_reference(network: VAE) -> dict[str, Any]:
     The `resolution` that attention is counted from is 256 as in the published files; it is that of no image.
 
     Raises:
-      ValueError: where CompVis' autoencoder has no such part.
+      LayoutError: where CompVis' autoencoder has no such part.
     """
     first, resolution = network.channels[0], 256
     for holds, what in (
@@ -97,7 +97,7 @@ def to_reference(network: VAE) -> dict[str, Any]:
         ),
     ):
         if not holds:
-            raise ValueError(
+            raise LayoutError(
                 f"this VAE has {what}: the autoencoder of CompVis (layout `reference`) has no such variant"
             )
     return {
@@ -120,10 +120,10 @@ def to_diffusers(network: VAE) -> dict[str, Any]:
     """The `config.json` of diffusers' `AutoencoderKL` for one of ours: the inverse of `from_reference`.
 
     Raises:
-      ValueError: where diffusers' autoencoder has no such part.
+      LayoutError: where diffusers' autoencoder has no such part.
     """
     if network.attention_levels:
-        raise ValueError(
+        raise LayoutError(
             f"this VAE has attention in its levels {tuple(network.attention_levels)}: diffusers' AutoencoderKL has it "
             "in the middle only; use the layout `reference`"
         )
@@ -149,7 +149,7 @@ def to_diffusers(network: VAE) -> dict[str, Any]:
 def _require(config: Mapping[str, Any], key: str, value: Any) -> None:
     given = config.get(key, value)
     if (list(given) if isinstance(given, list | tuple) else given) != value:
-        raise ValueError(f"{key}={given!r} in the published configuration: this autoencoder has only {key}={value!r}")
+        raise LayoutError(f"{key}={given!r} in the published configuration: this autoencoder has only {key}={value!r}")
 
 
 def diffusers(config: Mapping[str, Any]) -> Table:

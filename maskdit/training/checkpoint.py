@@ -18,6 +18,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from flax import traverse_util
 
@@ -238,7 +239,8 @@ def read(workdir: str, ema: str = "default", step: int | None = None, *, place: 
         found = distributed.first((root / "checkpoints").exists)
     if not found:
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
-    manager = _manager(root, ocp.CheckpointManagerOptions(read_only=True))
+    with _quiet():
+        manager = _manager(root, ocp.CheckpointManagerOptions(read_only=True))
     try:
         steps = distributed.first(lambda: sorted(manager.all_steps()))  # a run that goes on adds and removes some
         if not steps:
@@ -349,6 +351,17 @@ def _manager(root: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.Che
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
     handlers["meta"] = ocp.JsonCheckpointHandler()
     return ocp.CheckpointManager(_absolute(root / "checkpoints"), options=options, item_handlers=handlers)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warnings of what `read_only` implies."""
+    before = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(min(before, absl_logging.ERROR))
+    try:
+        yield
+    finally:
+        absl_logging.set_verbosity(before)
 
 
 def _absolute(path: epath.Path) -> epath.Path:
