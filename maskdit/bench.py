@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from maskdit import config as configs
 from maskdit.performance import gates as gated
-from maskdit.performance import measure, report
+from maskdit.performance import importing, measure, report
 from maskdit.performance.report import Report
 from maskdit.performance.subject import BenchError, Subject
 from maskdit.training import distributed
@@ -58,8 +58,7 @@ def bench(
         raise BenchError(f"rounds must be 1 or more, got {rounds}")
     if "checkpoint" in parts and not scratch and distributed.peers() is not None:
         raise BenchError("several processes write one checkpoint: name a --scratch folder that all see")
-    if json_file and "://" not in json_file and not epath.Path(json_file).absolute().parent.is_dir():
-        raise BenchError(f"cannot write {json_file}: its folder does not exist")
+    _check_writable(json_file)
     setting = {"synthetic": synthetic, "at": at}
     plain = json.loads(configs.to_json(config))
     distributed.agree(verb="bench", config=plain, setting=setting, parts=list(parts), rounds=rounds)
@@ -101,15 +100,52 @@ def gates(rounds: int = 3, json_file: str | None = None) -> list[gated.Gate]:
     """
     if jax.default_backend() != "cpu":
         raise BenchError(f"the gates are those of a CPU, this is a {jax.default_backend()}: set JAX_PLATFORMS=cpu")
-    head = {"date": report.now(), "load": report.load_average(), **report.hardware(), **report.versions()}
+    head = _head()
     rows = gated.measure(rounds)
+    _tell(head, gated.table(rows), {"gates": [dataclasses.asdict(row) for row in rows]}, json_file)
+    return rows
+
+
+def imports(
+    rounds: int = 3, scratch: str | None = None, json_file: str | None = None, case: importing.Case | None = None
+) -> list[importing.Row]:
+    """Measures bringing in a published file of full size, of each kind, and prints the table; takes a minute a round.
+
+    Args:
+      rounds: imports of each kind of file.
+      scratch: folder for the files, 6.3 GB; the system's temporary folder by default.
+      json_file: where to write the rows.
+      case: what is brought in; DiT-XL/2 with its VAE by default.
+
+    Raises:
+      BenchError: for rounds below 1, a folder that is missing or too full, and an import that fails.
+    """
+    if rounds < 1:
+        raise BenchError(f"rounds must be 1 or more, got {rounds}")
+    _check_writable(json_file)
+    head = _head()
+    rows = importing.measure(rounds, scratch, case)
+    _tell(head, importing.table(rows), {"import": [dataclasses.asdict(row) for row in rows]}, json_file)
+    return rows
+
+
+def _head() -> dict[str, Any]:
+    """What the rows of a table belong to, at the start."""
+    return {"date": report.now(), "load": report.load_average(), **report.hardware(), **report.versions()}
+
+
+def _tell(head: dict[str, Any], table: str, rows: dict[str, Any], json_file: str | None) -> None:
+    """Prints a table below its head, and writes its rows."""
     load = f"load average {head['load'] or 0:.1f}"
     print(f"{head['date']}: {head['cores']} cores of {head['host']}, {load} at the start, jax {head['jax']}")
-    print(gated.table(rows))
+    print(table)
     if json_file:
-        rows_json: list[dict[str, Any]] = [dataclasses.asdict(row) for row in rows]
-        epath.Path(json_file).write_text(json.dumps({**head, "gates": rows_json}, indent=2) + "\n")
-    return rows
+        epath.Path(json_file).write_text(json.dumps({**head, **rows}, indent=2) + "\n")
+
+
+def _check_writable(json_file: str | None) -> None:
+    if json_file and "://" not in json_file and not epath.Path(json_file).absolute().parent.is_dir():
+        raise BenchError(f"cannot write {json_file}: its folder does not exist")
 
 
 def _measured(

@@ -172,12 +172,13 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit import bench
-    from maskdit.performance import workloads
+    from maskdit.performance import importing, workloads
 
     if args.gates == (args.config is not None):
-        raise bench.BenchError("bench takes a config, one of c1 and c2, or --gates")
-    if args.gates or args.config in workloads.NAMES:
-        others = ("parts", "at", "synthetic", "scratch", "against", *(() if args.gates else ("json",)))
+        raise bench.BenchError("bench takes a config, one of c1 and c2, import, or --gates")
+    if args.gates or args.config in (*workloads.NAMES, importing.NAME):
+        own = {"--gates": ("json",), importing.NAME: ("json", "scratch")}.get(args.config or "--gates", ())
+        others = [name for name in ("parts", "at", "synthetic", "scratch", "against", "json") if name not in own]
         given = [*(f"config.{path}" for path, _ in overrides), *(name for name in others if getattr(args, name))]
         if given:
             raise bench.BenchError(f"bench {args.config or '--gates'} takes no --{given[0]}: that goes with a config")
@@ -185,6 +186,8 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
         bench.gates(args.rounds, args.json)
     elif args.config in workloads.NAMES:
         workloads.measure(args.config, args.rounds)
+    elif args.config == importing.NAME:
+        bench.imports(args.rounds, args.scratch, args.json)
     else:
         bench.bench(
             _config(args, overrides),
@@ -291,14 +294,15 @@ def _measuring(verbs: Any) -> None:
     bench.add_argument(
         "config",
         nargs="?",
-        metavar="NAME|FILE[:variant]|c1|c2",
-        help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4)",
+        metavar="NAME|FILE[:variant]|c1|c2|import",
+        help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4); or"
+        " seconds and memory of bringing in published weights: import",
     )
     bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
     bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
     bench.add_argument("--at", type=int, default=0, metavar="STEP", help="step of the run whose plan is measured (0)")
     bench.add_argument("--synthetic", action="store_true", help="random images and labels in place of the config's")
-    bench.add_argument("--scratch", metavar="DIR", help="where checkpoints are timed (the temporary folder)")
+    bench.add_argument("--scratch", metavar="DIR", help="where checkpoints or files are written (temporary folder)")
     bench.add_argument("--json", metavar="FILE", help="write the figures")
     bench.add_argument("--against", metavar="FILE", help="compare with what --json wrote earlier, of the same config")
     bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from flax.traverse_util import unflatten_dict
@@ -19,13 +18,12 @@ from ml_collections import ConfigDict
 
 from maskdit import config as configs
 from maskdit import references
-from maskdit.contracts import Cond, PyTree
+from maskdit.contracts import PyTree
 from maskdit.data import imagenet
 from maskdit.interop import download, layouts, published
 from maskdit.interop.state_file import WITHIN, State, open_state
 from maskdit.references import WeightsError
 from maskdit.training import checkpoint, distributed
-from maskdit.training.mesh import unboxed
 
 _LOG = logging.getLogger(__name__)
 _REST = 64 << 20
@@ -136,11 +134,11 @@ def _variables(config: ConfigDict, state: State, trust: tuple[str, ...]) -> tupl
     """Parameters and frozen variables as a checkpoint holds them, and the name of the file's layout."""
     if config.get("task") is None:
         module = configs.build(config.tokenizer, trust)
-        params, layout = layouts.read(module, _shapes(module), state)
+        params, layout = layouts.read(module, layouts.parameter_shapes(module), state)
         return {"params": {"tokenizer": params}, "frozen": {}}, layout
     module = configs.build(config.task.network, trust)
     frozen = {"tokenizer": _tokenizer(config, trust)}  # first: reading it takes more memory than keeping it
-    params, layout = layouts.read(module, _shapes(module), state)
+    params, layout = layouts.read(module, layouts.parameter_shapes(module), state)
     return {"params": {"network": params}, "frozen": frozen}, layout
 
 
@@ -152,20 +150,9 @@ def _tokenizer(config: ConfigDict, trust: tuple[str, ...]) -> PyTree:
             "--list` prints, or to a directory"
         )
     weights = references.weights_of(config, "task.tokenizer")
-    shapes = _shapes(configs.build(config.task.tokenizer, trust))
+    shapes = layouts.parameter_shapes(configs.build(config.task.tokenizer, trust))
     leaves = weights.fitting({"params": shapes})
     return jax.tree.map(np.asarray, unflatten_dict(leaves, sep="/"))
-
-
-def _shapes(module: Any) -> PyTree:
-    """Shapes of the parameters of a network or tokenizer."""
-    if hasattr(module, "latent"):
-        side = module.latent.downsample
-        inputs: tuple[Any, ...] = (jnp.zeros((1, side, side, module.in_channels)),)
-    else:
-        labels = {name: jnp.zeros((1,), jnp.int32) for name in module.classes}
-        inputs = (jnp.zeros((1, *module.layout.shape)), jnp.zeros((1,)), Cond(labels=labels))
-    return unboxed(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]
 
 
 def _vocabulary(config: ConfigDict, entry: published.Published | None) -> dict[str, list[str]]:
@@ -208,7 +195,7 @@ def _unfinished(target: epath.Path) -> Iterator[epath.Path]:
         raise WeightsError(f"cannot write {target}: {error.strerror or error}; choose another directory") from error
     complete = False
     try:
-        with _terminated():
+        with ending_on_sigterm():
             yield folder
         if renamed:
             if target.exists():
@@ -221,7 +208,7 @@ def _unfinished(target: epath.Path) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
-def _terminated() -> Iterator[None]:
+def ending_on_sigterm() -> Iterator[None]:
     """SIGTERM ends the program as an interrupt from the keyboard does, so that it cleans up behind itself."""
     if threading.current_thread() is not threading.main_thread():
         yield

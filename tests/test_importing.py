@@ -44,7 +44,7 @@ def dit(vae):
 def published_state(module, layout, seed=0):
     """A filled state dict of a module's published layout."""
     rng = np.random.default_rng(seed)
-    shapes = importing._shapes(module)
+    shapes = layouts.parameter_shapes(module)
     params = jax.tree.map(lambda leaf: 0.1 * rng.standard_normal(leaf.shape).astype(np.float32), shapes)
     return {name: np.ascontiguousarray(tensor) for name, tensor in layouts.write(module, params, layout).items()}
 

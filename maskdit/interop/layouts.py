@@ -8,8 +8,11 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from maskdit.contracts import Cond
 from maskdit.interop import dit, dit_diffusers, maskdit, vae
 from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
@@ -17,6 +20,7 @@ from maskdit.interop.tensors import Tensor
 from maskdit.networks.dit import DiT
 from maskdit.networks.maskdit import MaskDiT
 from maskdit.tokenizers.vae import VAE
+from maskdit.training.mesh import unboxed
 
 REFERENCE, DIFFUSERS = "reference", "diffusers"
 WRAPPERS = ("module.", "_orig_mod.")
@@ -171,3 +175,14 @@ def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np
       LayoutError: for a layout that the network does not have, and where the published model has no such network.
     """
     return export_params(named(network, layout).rows(network), params)
+
+
+def parameter_shapes(module: Any) -> PyTree:
+    """Shapes and dtypes of the parameters of a network or tokenizer, nested as they are; nothing is made."""
+    if hasattr(module, "latent"):
+        side = module.latent.downsample
+        inputs: tuple[Any, ...] = (jnp.zeros((1, side, side, module.in_channels)),)
+    else:
+        labels = {name: jnp.zeros((1,), jnp.int32) for name in module.classes}
+        inputs = (jnp.zeros((1, *module.layout.shape)), jnp.zeros((1,)), Cond(labels=labels))
+    return unboxed(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]
