@@ -1,12 +1,9 @@
 """Files of every layout: told apart by their names, read, and written again."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.core import meta
 
-from maskdit.contracts import Cond
 from maskdit.interop import layouts
 from maskdit.interop.rules import TableError
 from maskdit.interop.state_file import State
@@ -39,11 +36,7 @@ def params():
     """Random parameters of each network."""
     made = {}
     for name, network in NETWORKS.items():
-        if isinstance(network, VAE):
-            inputs = (jax.ShapeDtypeStruct((1, 4, 4, 3), jnp.float32),)
-        else:
-            inputs = (jnp.zeros((1, 4, 4, 3)), jnp.zeros((1,)), Cond(labels={"group": jnp.zeros((1,), jnp.int32)}))
-        shapes = meta.unbox(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])
+        shapes = layouts.parameter_shapes(network)
         rng = np.random.default_rng(0)
         made[name] = jax.tree.map(lambda leaf, rng=rng: rng.standard_normal(leaf.shape, np.float32), shapes)
     return made

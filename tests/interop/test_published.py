@@ -9,12 +9,10 @@ import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from maskdit import config as configs
-from maskdit.contracts import Cond
 from maskdit.interop import layouts, published
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
@@ -162,12 +160,7 @@ def diffusers_vae_file(channels, latent, attention, blocks=2):
 def parameters(name):
     """A full-size network and its parameters, of which only names, shapes and dtypes take memory."""
     network = configs.build(published.ALIASES[name].spec())
-    if name in VAES:
-        inputs = (jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),)
-    else:
-        labels = Cond(labels={"label": jnp.zeros((1,), jnp.int32)})
-        inputs = (jax.ShapeDtypeStruct((1, *network.layout.shape), jnp.float32), jnp.zeros((1,)), labels)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    shapes = layouts.parameter_shapes(network)
     shapes = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes)
     return network, shapes
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from maskdit.config import build, from_json, to_json
-from maskdit.contracts import Cond
-from maskdit.interop import dit, dit_diffusers, maskdit, vae
+from maskdit.interop import dit, dit_diffusers, layouts, maskdit, vae
 from maskdit.interop.rules import TRANSPOSE, Row, TableError, export_params, import_params
 
 DIT = {
@@ -78,14 +77,7 @@ def shapes(entry):
 
 @functools.cache
 def _shapes(entry):
-    net = build(from_json(entry))
-    if hasattr(net, "latent"):
-        side = net.latent.downsample
-        inputs = (jax.ShapeDtypeStruct((1, side, side, net.in_channels), jnp.float32),)
-    else:
-        labels = {name: jnp.zeros((1,), jnp.int32) for name in net.classes}
-        inputs = (jax.ShapeDtypeStruct((1, *net.layout.shape), jnp.float32), jnp.zeros((1,)), Cond(labels=labels))
-    return jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    return layouts.parameter_shapes(build(from_json(entry)))
 
 
 def published(interop, config, seed=0):
