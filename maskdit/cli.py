@@ -24,7 +24,7 @@ _OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; the exit code is 0, or 1 after an error that was told in a sentence."""
+    """Runs a verb; the exit code is 0, 1 after an error that was told in a sentence, 130 after an interrupt."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     known, overrides = _split(arguments)
     parser = _parser()
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 compile_only()
             keep_programs()
             args.run(args, overrides)
+    except KeyboardInterrupt:
+        print(f"maskdit {args.verb}: interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("MASKDIT_TRACEBACK") or not _ours(error):
             raise
@@ -124,7 +127,7 @@ def _import(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit.importing import import_weights
 
     if args.name is None:
-        raise ValueError("import takes the name of published weights; maskdit import --list prints them")
+        raise configs.ConfigError("import takes the name of published weights; maskdit import --list prints them")
     import_weights(args.name, args.source, args.out, overrides=overrides, trust=args.trust)
 
 

@@ -46,8 +46,7 @@ class Pretrained:
     Attributes:
       source: a work directory, a model file, or the name of published weights; None for none.
       spec: of the object that takes the weights; None for that of the source, filled in when a run starts.
-      allow: regular expressions of parameters that may differ: those of the object that the source lacks or has in
-        another shape keep their initial values, those that only the source has are left out.
+      allow: regular expressions of parameters that may differ: they keep their initial values, or are left out.
       checksum: of the source's parameters, filled in when a run starts.
     """
 
@@ -58,15 +57,13 @@ class Pretrained:
 
 
 def pretrained(source: str, spec: ConfigDict | None = None, allow: tuple[str, ...] = ()) -> ConfigDict:
-    """A reference to weights from elsewhere, in the place of a spec; arguments as the fields of `Pretrained`.
-
-    `build` makes the object of `spec`; the weights come when a run starts.
-    """
+    """A reference to weights from elsewhere, in the place of a spec: `build` makes the object of its `spec`, weights
+    come when a run starts. Arguments as `Pretrained`'s fields."""
     return _checked(Pretrained, {"source": source, "spec": spec, "allow": tuple(allow)})
 
 
 def is_reference(entry: Any) -> bool:
-    """Whether an entry of a config was made by `pretrained`."""
+    """Whether an entry was made by `pretrained`."""
     return isinstance(entry, ConfigDict | Mapping) and entry.get(TARGET) == f"{__name__}:{Pretrained.__qualname__}"
 
 
@@ -195,7 +192,8 @@ def _find(config: ConfigDict, path: str) -> tuple[ConfigDict, str]:
     node, parts = config, path.split(".")
     for depth, part in enumerate(parts):
         if not isinstance(node, ConfigDict) or part not in node:
-            raise ConfigError(_unknown(".".join(parts[: depth + 1]), part, list(node) if node else []))
+            known = nearest(part, list(node) if node else [])
+            raise ConfigError(f"there is no config.{'.'.join(parts[: depth + 1])}; {known}")
         if depth < len(parts) - 1:
             node = node[part]
     return node, parts[-1]
@@ -225,6 +223,16 @@ def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
         for key in sorted(left.keys() | right.keys())
         if left.get(key, _plain) != right.get(key, _plain)
     ]
+
+
+def completed(config: Any, trust: Iterable[str] = ()) -> Any:
+    """A stored config with the fields that its classes have got since it was stored, at their defaults."""
+    if not isinstance(config, ConfigDict):
+        return config
+    fields = {key: completed(value, trust) for key, value in config.items() if key != TARGET}
+    if TARGET not in config:
+        return ConfigDict(fields, sort_keys=False)
+    return _checked(_resolve(config[TARGET], tuple(trust)), fields)
 
 
 def names() -> list[str]:
@@ -367,10 +375,6 @@ def _configs_dir() -> pathlib.Path:
     package = pathlib.Path(__file__).parent
     beside = package.parent / "configs"
     return beside if (package.parent / "pyproject.toml").is_file() else package / "configs"
-
-
-def _unknown(path: str, part: str, options: list[str]) -> str:
-    return f"there is no config.{path}; {nearest(part, options)}"
 
 
 def nearest(word: str, options: list[str]) -> str:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from maskdit.interop import layouts, torch_save
+from maskdit.interop.atomic import written_whole
 from maskdit.model import load
 from maskdit.references import WeightsError
 
@@ -57,12 +58,14 @@ def export_weights(
             suffixes = " or ".join(_SUFFIXES)
             raise WeightsError(f"the {layout} layout is one file: give a name that ends in {suffixes}, got {out}")
         target = target / _DIFFUSERS_FILE
-    if target.exists():
-        raise WeightsError(f"{target} is there already: choose another name, or remove it")
+    beside = target.parent / "config.json" if described is not None and target.name == _DIFFUSERS_FILE else None
+    for path in (target, beside):
+        if path is not None and path.exists():
+            raise WeightsError(f"{path} is there already: choose another place, or remove it")
     state = layouts.write(module, jax.device_get(params), layout)
     _write(target, state)
-    if described is not None and target.name == _DIFFUSERS_FILE:
-        (target.parent / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    if beside is not None:
+        beside.write_text(json.dumps(described, indent=2) + "\n")
     _LOG.info("wrote %s: %d tensors, %s layout", target, len(state), layout)
     return str(target)
 
@@ -84,17 +87,14 @@ def _part(model: Any, part: str | None, source: str) -> tuple[Any, Any]:
 
 def _write(target: epath.Path, state: dict[str, np.ndarray]) -> None:
     """Writes a file of the kind that its name says, whole or not at all."""
-    unfinished = target.parent / f".{target.name}.unfinished"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.suffix == ".pt":
-            torch_save.write(unfinished, state)
-        else:
-            contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in state.items()}
-            save_file(contiguous, os.fspath(unfinished), metadata={"format": "pt"})
-        unfinished.replace(target)
+        with written_whole(target) as unfinished:
+            if target.suffix == ".pt":
+                torch_save.write(unfinished, state)
+            else:
+                contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in state.items()}
+                save_file(contiguous, os.fspath(unfinished), metadata={"format": "pt"})
+                os.chmod(unfinished, 0o644)  # safetensors lets only the owner read
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise WeightsError(f"could not write {target}: {reason}; free some space, or choose another place") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -1,19 +1,14 @@
 """`maskdit import`: published weights as a checkpoint that `load`, `sample` and `init_from` take."""
 
-import contextlib
 import logging
 import math
 import os
 import shutil
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
 from etils import epath
-from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
@@ -21,7 +16,8 @@ from maskdit import references
 from maskdit.contracts import PyTree
 from maskdit.data import imagenet
 from maskdit.interop import download, layouts, published
-from maskdit.interop.state_file import WITHIN, State, open_state
+from maskdit.interop.atomic import uninterrupted, written_whole
+from maskdit.interop.state_file import State, open_state
 from maskdit.references import WeightsError
 from maskdit.training import checkpoint, distributed
 
@@ -57,36 +53,35 @@ def import_weights(
         says what to do. Nothing is left in `out` then.
     """
     entry = published.ALIASES.get(name)
-    if entry is None and name.partition(":")[0] not in configs.names() and not name.partition(":")[0].endswith(".py"):
-        near = configs.nearest(name, list(published.ALIASES))
-        raise WeightsError(f"there are no published weights '{name}', and no config of that name; {near}")
-    config = configs.load(name) if entry is None else entry.config()
-    for path, text in overrides:
-        configs.override_text(config, path, text)
+    config = _config(name, entry, overrides)
     if out is None and (entry is None or overrides):
-        raise WeightsError(
-            "the cache holds published weights as they are, by their names: give OUT, a directory to write"
-        )
-    target = epath.Path(out) if out is not None else _cache(name)
-    _refuse_existing(target)
+        raise WeightsError("the cache holds published weights as they are, by name: give OUT, a directory to write")
+    target = _cache(name) if out is None else epath.Path(out if "://" in out else os.path.realpath(out))
+    elsewhere = "choose another directory" if out is not None else "set MASKDIT_CACHE to another folder"
+    _refuse_existing(target, elsewhere)
     file = _published(entry, name) if source is None else _file(source, entry)
-    state = open_state(file, WITHIN if entry is None else entry.within)
+    state = open_state(file)
     if state.placeholders:
         _LOG.info("%s also holds what was not built: %s", file, ", ".join(state.placeholders))
-    with _unfinished(target) as folder:
-        variables, layout = _variables(config, state, tuple(trust))
-        _check_space(folder, variables)
-        meta = {
-            "config": configs.to_json(config),
-            "vocabulary": _vocabulary(config, entry),
-            "imported": {"name": name, "file": os.path.basename(file), "entry": state.within, "layout": layout},
-        }
-        checkpoint.write_weights(str(folder), variables, meta)
+    variables, layout = _variables(config, state, tuple(trust))
+    meta = {
+        "config": configs.to_json(config),
+        "vocabulary": _vocabulary(config, entry),
+        "imported": {"name": name, "file": os.path.basename(file), "entry": state.within, "layout": layout},
+    }
+    try:
+        with written_whole(target) as folder:
+            _check_space(target.parent, variables, elsewhere)
+            with uninterrupted():  # Orbax writes in threads
+                checkpoint.write_weights(str(folder), variables, meta)
+    except OSError as error:
+        if out is None and target.exists():
+            return str(target)  # another process has brought it in meanwhile
+        raise WeightsError(f"cannot write {target}: {error.strerror or error}; {elsewhere}") from error
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     place = f", entry '{state.within}'" if state.within else ""
-    _LOG.info(
-        "wrote %s: %s parameters from %s%s, %s layout", target, f"{count:,}", os.path.basename(file), place, layout
-    )
+    origin = f"{os.path.basename(file)}{place}, {layout} layout"
+    _LOG.info("wrote %s: %s parameters from %s", target, f"{count:,}", origin)
     return str(target)
 
 
@@ -110,11 +105,24 @@ def cached(name: str) -> str:
     try:
         return import_weights(name)
     except download.DownloadError as error:
-        raise WeightsError(f"{error}: maskdit import {name} FILE") from error
+        how = f": maskdit import {name} FILE" if download.ELSEWHERE in str(error) else ""
+        raise WeightsError(f"{error}{how}") from error
 
 
 def _cache(name: str) -> epath.Path:
     return epath.Path(os.fspath(download.cache_root())) / "weights" / name
+
+
+def _config(name: str, entry: published.Published | None, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
+    """The config that the weights go with."""
+    file = name.partition(":")[0]
+    if entry is None and file not in configs.names() and not file.endswith(".py"):
+        near = configs.nearest(name, [*published.ALIASES, *configs.names()])
+        raise WeightsError(f"there are no published weights '{name}', and no config of that name; {near}")
+    config = configs.load(name) if entry is None else entry.config()
+    for path, text in overrides:
+        configs.override_text(config, path, text)
+    return config
 
 
 def _published(entry: published.Published | None, name: str) -> str:
@@ -137,6 +145,7 @@ def _variables(config: ConfigDict, state: State, trust: tuple[str, ...]) -> tupl
         params, layout = layouts.read(module, layouts.parameter_shapes(module), state)
         return {"params": {"tokenizer": params}, "frozen": {}}, layout
     module = configs.build(config.task.network, trust)
+    layouts.layouts(module)  # refuses a network that nobody publishes
     frozen = {"tokenizer": _tokenizer(config, trust)}  # first: reading it takes more memory than keeping it
     params, layout = layouts.read(module, layouts.parameter_shapes(module), state)
     return {"params": {"network": params}, "frozen": frozen}, layout
@@ -144,15 +153,22 @@ def _variables(config: ConfigDict, state: State, trust: tuple[str, ...]) -> tupl
 
 def _tokenizer(config: ConfigDict, trust: tuple[str, ...]) -> PyTree:
     """The variables of the tokenizer that a generator's config refers to; the reference is resolved."""
-    if not configs.is_reference(config.task.tokenizer) or config.task.tokenizer.source is None:
+    entry = config.task.tokenizer
+    if not configs.is_reference(entry) or entry.source is None:
         raise WeightsError(
             "the tokenizer of this config names no weights: set --config.task.tokenizer to a name that `maskdit import "
             "--list` prints, or to a directory"
         )
     weights = references.weights_of(config, "task.tokenizer")
-    shapes = layouts.parameter_shapes(configs.build(config.task.tokenizer, trust))
-    leaves = weights.fitting({"params": shapes})
-    return jax.tree.map(np.asarray, unflatten_dict(leaves, sep="/"))
+    differences = weights.compare({"params": layouts.parameter_shapes(configs.build(entry, trust))})
+    if differences:
+        path, how = next(iter(differences.items()))
+        raise WeightsError(
+            f"{entry.source} is not the tokenizer that this config describes: {len(differences)} parameters differ, "
+            f"such as {path}: {how.partition(':')[0]}. Name another with --config.task.tokenizer, or describe it with "
+            "--config.task.tokenizer.spec.FIELD=VALUE"
+        )
+    return jax.tree.map(np.asarray, weights.tree)
 
 
 def _vocabulary(config: ConfigDict, entry: published.Published | None) -> dict[str, list[str]]:
@@ -165,60 +181,22 @@ def _vocabulary(config: ConfigDict, entry: published.Published | None) -> dict[s
     }
 
 
-def _refuse_existing(target: epath.Path) -> None:
+def _refuse_existing(target: epath.Path, elsewhere: str) -> None:
     try:
         taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
     except OSError as error:
-        raise WeightsError(f"cannot write {target}: {error.strerror}; choose another directory") from error
+        raise WeightsError(f"cannot write {target}: {error.strerror or error}; {elsewhere}") from error
     if taken:
         raise WeightsError(f"{target} is there already: choose another directory, or remove it")
+    if str(target) == os.getcwd():
+        raise WeightsError("OUT is the current directory: name one of its own for the weights")
 
 
-def _check_space(folder: epath.Path, variables: PyTree) -> None:
+def _check_space(folder: epath.Path, variables: PyTree, elsewhere: str) -> None:
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) + _REST
     free = math.inf if "://" in str(folder) else shutil.disk_usage(folder).free
     if free < needed:
         raise WeightsError(
-            f"no space in {folder.parent}: the checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
-            "free; make some, or choose a directory on another disk"
+            f"no space in {folder}: the checkpoint takes {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; make "
+            f"some, or {elsewhere}"
         )
-
-
-@contextlib.contextmanager
-def _unfinished(target: epath.Path) -> Iterator[epath.Path]:
-    """A directory that becomes the target when all has been written to it, and vanishes where something fails."""
-    renamed = "://" not in str(target)  # a bucket has no renaming: there Orbax writes last what makes it complete
-    folder = target.parent / f".{target.name}.unfinished" if renamed else target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightsError(f"cannot write {target}: {error.strerror or error}; choose another directory") from error
-    complete = False
-    try:
-        with ending_on_sigterm():
-            yield folder
-        if renamed:
-            if target.exists():
-                target.rmdir()  # it is empty
-            folder.rename(target)
-        complete = True
-    finally:
-        if not complete and folder.exists():
-            folder.rmtree()
-
-
-@contextlib.contextmanager
-def ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program as an interrupt from the keyboard does, so that it cleans up behind itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

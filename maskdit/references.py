@@ -8,8 +8,9 @@ into the config, which belongs to the run from then on.
 import dataclasses
 import hashlib
 import logging
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from maskdit.training import checkpoint, mesh, placement
 
 _LOG = logging.getLogger(__name__)
 INIT_FROM = "init_from"
+_SHOWN = 12
 
 
 class WeightsError(ValueError):
@@ -43,6 +45,7 @@ class Weights:
       tree: arrays on the mesh.
       allow: regular expressions of paths that may differ.
       differences: what differs besides the arrays: path -> how.
+      about: which of the source's weights these are.
     """
 
     path: str
@@ -50,13 +53,10 @@ class Weights:
     tree: PyTree
     allow: tuple[str, ...] = ()
     differences: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    about: str = ""
 
-    def fitting(self, shapes: PyTree) -> dict[str, Array]:
-        """The arrays that fit a tree of shapes, by path, after a line in the log for each difference.
-
-        Raises:
-          WeightsError: where a difference is not allowed; all are listed.
-        """
+    def compare(self, shapes: PyTree) -> dict[str, str]:
+        """How the weights differ from a tree of shapes: path -> how, with what becomes of it."""
         ours, theirs = _flat(shapes), _flat(self.tree)
         found = dict(self.differences)
         for path in sorted(ours.keys() | theirs.keys()):
@@ -67,16 +67,38 @@ class Weights:
             elif ours[path].shape != theirs[path].shape:
                 shown = f"{list(ours[path].shape)} here, {list(theirs[path].shape)} in the source"
                 found[path] = f"{shown}: it keeps its initial value"
+        return found
+
+    def fitting(self, shapes: PyTree) -> dict[str, Array]:
+        """The arrays that fit a tree of shapes, by path, after a line in the log for each difference.
+
+        Raises:
+          WeightsError: where a difference is not allowed.
+        """
+        found = self.compare(shapes)
         refused = [path for path in found if not any(re.search(pattern, path) for pattern in self.allow)]
+        leaves = {path: leaf for path, leaf in _flat(self.tree).items() if path in _flat(shapes) and path not in found}
         if refused:
-            raise WeightsError(
-                f"the weights of {self.source} differ from what config.{self.path} needs:\n  "
-                + "\n  ".join(f"{path}: {found[path]}" for path in refused)
-                + f'\nIf that is meant: --config.{self.path}.allow="{_patterns([*self.allow, *refused])}"'
-            )
+            raise WeightsError(self._refusal(found, refused, len(leaves)))
         for path, difference in found.items():
-            _LOG.info("%s from %s: %s: %s", self.path, self.source, path, difference)
-        return {path: leaf for path, leaf in theirs.items() if path in ours and path not in found}
+            _LOG.info("%s %s: %s: %s", self.path, self.source, path, difference)
+        _LOG.info("%s %s: %d arrays%s", self.path, self.source, len(leaves), self.about and f", {self.about}")
+        return leaves
+
+    def over(self, fresh: Callable[[], PyTree]) -> PyTree:
+        """The variables that `fresh` makes, with the arrays that fit in their places; made only where some do not."""
+        shapes = jax.eval_shape(fresh)
+        leaves = self.fitting(shapes)
+        made = {} if leaves.keys() == _flat(shapes).keys() else _flat(jax.jit(fresh)())
+        return traverse_util.unflatten_dict({**made, **leaves}, sep="/")
+
+    def _refusal(self, found: Mapping[str, str], refused: list[str], fitting: int) -> str:
+        lines = [f"  {path}: {found[path]}" for path in refused[:_SHOWN]]
+        lines += [f"  and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
+        text = f"the weights of {self.source} differ from what config.{self.path} needs:\n" + "\n".join(lines)
+        if fitting < len(refused):
+            return f"{text}\nMost of them do: these are weights of another network; change the config, or the source"
+        return f'{text}\nIf that is meant: --config.{self.path}.allow="{_patterns([*self.allow, *refused])}"'
 
 
 def find(source: str) -> str:
@@ -87,6 +109,10 @@ def find(source: str) -> str:
     Raises:
       WeightsError: where there is neither. What `maskdit.importing.cached` raises, where weights cannot be had.
     """
+    if re.match(r"(https?|hf)://", source) or (_is_file(source) and not source.endswith(".npz")):
+        raise WeightsError(
+            f"{source} is no work directory: bring the weights in first, maskdit import NAME {source} OUT, and name OUT"
+        )
     if epath.Path(source).exists():
         return source
     if source in published.ALIASES:
@@ -122,22 +148,31 @@ def resolve(
       started: whether the run has a checkpoint to go on from: then nothing is read, the weights are its own by now.
       devices: the mesh.
 
+    Returns:
+      The config, and the weights by the path of their reference. The tokenizer of `init_from` comes under
+      `task.tokenizer` where the config describes the same one and names no source for it.
+
     Raises:
       WeightsError: for a source that is not there, or has changed since an earlier start.
     """
-    config, weights = config.copy_and_resolve_references(), {}
+    config = config.copy_and_resolve_references()
+    weights: dict[str, Weights] = {}
     earlier = {} if before is None else _references(before)
     for path, entry in _references(config).items():
         known = earlier.get(path)
-        known = known if known is not None and known.source == entry.source else None
         if started:
-            _take(entry, known)
+            if known is not None:  # of another source too: that one line will tell
+                entry.checksum, entry.spec = known.checksum, known.spec if entry.spec is None else entry.spec
             continue
-        weights[path] = weights_of(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
-        if known is not None and known.checksum not in (None, entry.checksum):
+        weights |= _read(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
+        if known is not None and known.source == entry.source and known.checksum not in (None, entry.checksum):
             raise WeightsError(
                 f"the weights of {entry.source} have changed since this run first started: use another --workdir"
             )
+    if started and before is not None and INIT_FROM in earlier:
+        network = config.task.get("network")
+        if network is not None and "position_grid" in network and network.position_grid is None:
+            network.position_grid = before.task.network.get("position_grid")
     return config, weights
 
 
@@ -149,16 +184,27 @@ def weights_of(config: ConfigDict, path: str, place: checkpoint.Place | None = N
       path: such as `task.tokenizer`.
       place: shardings for a tree of shapes; None for the first device of this process.
     """
+    return _read(config, path, place)[path]
+
+
+def _read(config: ConfigDict, path: str, place: checkpoint.Place | None) -> dict[str, Weights]:
+    """The weights of one reference, and of the tokenizer that comes with them."""
     entry = _references(config)[path]
     stored = read(entry.source, place=place)
     tree, spec = _part(stored, path, entry.source)
     if place is not None and _on_host(tree):
         tree = jax.tree.map(placement.spread, tree, place(tree))
-    differences = _positions(config, spec) if path == INIT_FROM else {}
+    found, differences = {}, {}
+    if path == INIT_FROM:
+        differences = _positions(config, spec)
+        tokenizer, more = _tokenizer_of(stored, config, entry.source, place)
+        found, differences = tokenizer, differences | more
     if entry.spec is None:
         entry.spec = spec
     entry.checksum = checksum(tree)
-    return Weights(path, entry.source, tree, tuple(entry.allow), differences)
+    which = f"average {stored.ema}" if stored.ema != "none" else "weights as they are"
+    about = f"{which} of step {stored.meta['step']}" if stored.meta.get("step") else ""
+    return found | {path: Weights(path, entry.source, tree, tuple(entry.allow), differences, about)}
 
 
 def checksum(tree: PyTree) -> str:
@@ -197,19 +243,12 @@ def _references(config: ConfigDict, prefix: str = "") -> dict[str, ConfigDict]:
     found = {}
     for key, value in config.items():
         if configs.is_reference(value):
+            _check_allow(f"{prefix}{key}", value)
             if value.source is not None:
                 found[f"{prefix}{key}"] = value
         elif isinstance(value, ConfigDict):
             found |= _references(value, f"{prefix}{key}.")
     return found
-
-
-def _take(entry: ConfigDict, known: ConfigDict | None) -> None:
-    """Fills a reference from what an earlier start found; another source shows as a difference of the configs."""
-    if known is not None:
-        entry.checksum = known.checksum
-        if entry.spec is None:
-            entry.spec = known.spec
 
 
 def _part(stored: checkpoint.Stored, path: str, source: str) -> tuple[PyTree, Any]:
@@ -224,6 +263,22 @@ def _part(stored: checkpoint.Stored, path: str, source: str) -> tuple[PyTree, An
     if name == "tokenizer" and name in params:
         return {"params": params[name]}, _spec(config.tokenizer)
     raise WeightsError(f"{source} holds {', '.join([*params, *frozen])}, which is nothing for config.{path}")
+
+
+def _tokenizer_of(
+    stored: checkpoint.Stored, config: ConfigDict, source: str, place: checkpoint.Place | None
+) -> tuple[dict[str, Weights], dict[str, str]]:
+    """The tokenizer that the source's network works with, for a config that names none; or how it is another."""
+    ours, theirs = config.task.get("tokenizer"), configs.from_json(stored.meta["config"]).task.get("tokenizer")
+    if ours is None or configs.is_reference(ours) or "tokenizer" not in stored.variables["frozen"]:
+        return {}, {}
+    lines = [line for line in configs.differences(ours, _spec(theirs)) if not line.startswith("dtype:")]
+    if lines:
+        return {}, {"tokenizer": f"another than the source's ({'; '.join(lines[:3])}): the network sees other latents"}
+    tree = stored.variables["frozen"]["tokenizer"]
+    if place is not None and _on_host(tree):
+        tree = jax.tree.map(placement.spread, tree, place(tree))
+    return {"task.tokenizer": Weights("task.tokenizer", source, tree)}, {}
 
 
 def _spec(entry: ConfigDict) -> Any:
@@ -243,6 +298,20 @@ def _positions(config: ConfigDict, theirs: Any) -> dict[str, str]:
     return {"network/positions": f"a grid of {grid} x {grid} here, {span} x {span} in the source: the table is resized"}
 
 
+def _check_allow(path: str, entry: ConfigDict) -> None:
+    if entry.allow and entry.source is None:
+        raise WeightsError(f"config.{path}.allow is for weights from elsewhere: set config.{path} to their source too")
+    for pattern in entry.allow:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise WeightsError(f"config.{path}.allow: '{pattern}' is no regular expression: {error}") from error
+
+
+def _is_file(source: str) -> bool:
+    return "://" not in source and os.path.isfile(source)
+
+
 def _cut(devices: Mesh) -> checkpoint.Place:
     return lambda tree: mesh.shardings(tree, devices)
 
@@ -257,10 +326,11 @@ def _on_host(tree: PyTree) -> bool:
 
 def _patterns(paths: list[str]) -> tuple[str, ...]:
     """Patterns for these paths: themselves, or the first parts of many."""
-    for parts in (9, 2, 1):
-        short = tuple(dict.fromkeys("/".join(path.split("/")[:parts]) for path in paths))
-        if len(short) <= 6:
-            break
+    short = tuple(dict.fromkeys(paths))
+    for parts in (2, 1):
+        if len(short) > 6:
+            cut = ("/".join(path.split("/")[:parts]) + "/" * (path.count("/") >= parts) for path in paths)
+            short = tuple(dict.fromkeys(cut))
     return short
 
 

@@ -69,7 +69,7 @@ def train(
     # A run starts from the last checkpoint of its own work directory, else from the weights that `init_from` names,
     # else from scratch.
     started = distributed.first(lambda: _started(root))
-    before = _earlier_config(root, started)
+    before = _earlier_config(root, started, trust)
     config, weights = references.resolve(config, before, started, configs.build(config.mesh).make())
     config = _with_horizon(config, before if started else None, root)
     run: Run = configs.build(on_this_device(config), trust)
@@ -78,14 +78,17 @@ def train(
     rows = mesh.local_rows(devices, run.batch, run.microbatches)
     shapes = _batch_shapes(run, rows)
     task.check(shapes, run.data.vocabulary)
-    _check_pictures(task, run)
+    _check_evaluation(task, run)
+    like = abstract_state(task, run.ema, shapes, devices)
+    given = weights.pop(references.INIT_FROM).fitting(like.params) if references.INIT_FROM in weights else {}
 
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
         seed = jax.jit(lambda: jax.random.key(run.seed), out_shardings=mesh.replicated(devices))()
         frozen = _frozen(task, run, workdir, devices, started, weights)
-        state = _initial_state(task, run, shapes, seed, devices, store, weights.get(references.INIT_FROM))
-        weights.clear()  # the state and frozen/ have them now
+        store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
+        state = _initial_state(task, run, shapes, seed, store, like, given)
+        weights.clear()  # frozen/ has them now, the state those of `given`
+        given.clear()
         _write_config(config, root)
         first = int(jax.device_get(state.step))
         if window is not None:
@@ -183,7 +186,7 @@ def _started(root: epath.Path) -> bool:
     return saved.exists() and any(path.name.isdigit() for path in saved.iterdir())
 
 
-def _earlier_config(root: epath.Path, started: bool) -> ConfigDict | None:
+def _earlier_config(root: epath.Path, started: bool, trust: Iterable[str]) -> ConfigDict | None:
     """The config that an earlier start left in the work directory."""
     path = root / "config.json"
     text = distributed.first(lambda: path.read_text() if path.exists() else None)
@@ -193,7 +196,7 @@ def _earlier_config(root: epath.Path, started: bool) -> ConfigDict | None:
             f"--config.init_from={root}"
         )
     try:
-        return None if text is None else configs.from_json(text)
+        return None if text is None else configs.completed(configs.from_json(text), trust)
     except ValueError as error:
         raise TrainingError(f"{path} is not the config of a run ({error}): choose another --workdir") from error
 
@@ -273,22 +276,25 @@ def _initial_state(
     run: Run,
     shapes: dict[str, Any],
     seed: Any,
-    devices: Any,
     store: checkpoint.Store,
-    weights: references.Weights | None,
+    like: TrainState,
+    given: Mapping[str, Any],
 ) -> TrainState:
     """The state of the last checkpoint, or that of step 0, created sharded, with given weights where there are any."""
-    like = abstract_state(task, run.ema, shapes, devices)
     latest = distributed.first(lambda: store.latest)
     if latest is not None:
         return store.restore(latest, like)
-    leaves = {} if weights is None else weights.fitting(like.params)  # refused before anything is made
     state = initial_state(task, run.ema, shapes, seed, like)
-    return with_weights(state, leaves) if leaves else state
+    return with_weights(state, given) if given else state
 
 
-def _check_pictures(task: Any, run: Run) -> None:
-    """Refuses sampling settings that the first evaluation would stumble over."""
+def _check_evaluation(task: Any, run: Run) -> None:
+    """Refuses what the first evaluation would stumble over: sampling settings, held-out images of another size."""
+    if run.held_out is not None and run.held_out.size != run.data.size:
+        raise TrainingError(
+            f"held-out images are of side {run.held_out.size}, those to train on of {run.data.size}: set "
+            f"--config.held_out.size={run.data.size}"
+        )
     model = task.model({"params": {}, "frozen": {}}, run.data.vocabulary)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
         dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance).check()

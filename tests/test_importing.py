@@ -31,6 +31,18 @@ from tests.interop.torch_writer import write_zip
 
 SMALL_VAE = {"channels": "(32, 32)", "layers_per_block": "1"}
 SMALL_DIT = {"width": "16", "depth": "2", "heads": "2", "input_size": "8", "classes.label": "10", "dtype": "float32"}
+SMALL = dataclasses.replace(
+    published.ALIASES["sd-vae-ft-ema"],
+    reference={
+        "block_out_channels": (32, 32),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "layers_per_block": 1,
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+    },
+)
+"""A small VAE as if it were published."""
 VAE = [(f"tokenizer.{name}", text) for name, text in SMALL_VAE.items()]
 
 
@@ -126,6 +138,13 @@ def test_vae_goes_out_in_both_layouts(files, vae, generator, tmp_path):
     assert "decoder.mid.attn_1.q.weight" in load_file(tmp_path / "b.safetensors")
 
 
+def test_vae_that_is_another_is_refused(generator, vae, files, tmp_path):
+    overrides = [(path, "(32, 64)" if path.endswith("channels") else text) for path, text in dit(vae)]
+    with pytest.raises(WeightsError, match="is not the tokenizer that this config describes"):
+        import_weights("dit-xl-2-256", str(files / "dit.pt"), str(tmp_path / "out"), overrides=overrides)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_fine_tuning_from_imported_weights(generator, tmp_path):
     config = configs.load("dit_finetune:smoke", {"init_from": generator, "log.tensorboard": False})
     fields = {"width": 16, "depth": 2, "heads": 2}
@@ -164,13 +183,7 @@ def test_by_name_from_the_cache_after_one_download(files, tmp_path, monkeypatch)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=files))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("MASKDIT_CACHE", str(tmp_path / "cache"))
-    arguments = {"block_out_channels": (32, 32), "layers_per_block": 1, "latent_channels": 4}
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    entry = dataclasses.replace(
-        published.ALIASES["sd-vae-ft-ema"],
-        reference=arguments | blocks | {"scaling_factor": 0.18215},
-        source=f"http://127.0.0.1:{server.server_port}/vae.safetensors",
-    )
+    entry = dataclasses.replace(SMALL, source=f"http://127.0.0.1:{server.server_port}/vae.safetensors")
     monkeypatch.setitem(published.ALIASES, "small-vae", entry)
     try:
         first, again = maskdit.load("small-vae"), maskdit.load("small-vae")
@@ -232,29 +245,51 @@ def test_nothing_is_written_over_or_without_space_or_leave(files, vae, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt(), signal.SIGTERM])
+@pytest.mark.parametrize(
+    "end", [OSError(28, "No space left on device"), KeyboardInterrupt(), signal.SIGTERM, signal.SIGINT]
+)
 def test_what_breaks_off_half_way_leaves_nothing(files, tmp_path, monkeypatch, end):
     def break_off(workdir, *_):
-        (pathlib.Path(workdir) / "checkpoints").mkdir()
+        (pathlib.Path(workdir) / "checkpoints").mkdir(parents=True)
         if isinstance(end, BaseException):
             raise end
         os.kill(os.getpid(), end)
 
     monkeypatch.setattr(checkpoint, "write_weights", break_off)
-    with pytest.raises((OSError, KeyboardInterrupt, SystemExit)):
+    with pytest.raises((WeightsError, KeyboardInterrupt, SystemExit)):
         import_weights("sd-vae-ft-ema", str(files / "vae.safetensors"), str(tmp_path / "out"), overrides=VAE)
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_two_at_once_do_not_meet(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("MASKDIT_CACHE", str(tmp_path))
+    write, bring = checkpoint.write_weights, lambda: import_weights(str(name), str(files / "vae.safetensors"))
+    name = "small-vae"
+    monkeypatch.setitem(published.ALIASES, name, SMALL)
+
+    def overtaken(*arguments):
+        monkeypatch.setattr(checkpoint, "write_weights", write)
+        bring()  # another process comes and goes while this one writes
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "write_weights", overtaken)
+    assert bring() == str(tmp_path / "weights" / name)
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [name]
+    assert maskdit.load(name).tokenizer.channels == (32, 32)
+
+
 def test_exports_that_cannot_be(generator, vae, tmp_path, capsys):
     (tmp_path / "there.safetensors").write_text("")
+    (tmp_path / "config.json").write_text("a run's own")
     for arguments, message in (
         ([generator, "o.bin"], "safetensors"),
         ([generator, "o.safetensors", "--layout", "flax"], "no layout 'flax'"),
         ([vae, "o.safetensors", "--part", "network"], "has no network"),
         ([generator, str(tmp_path / "there.safetensors")], "is there already"),
         (["dit-xl-2-265", "o.safetensors"], "did you mean 'dit-xl-2-256'"),
+        ([vae, str(tmp_path), "--layout", "diffusers"], "config.json is there already"),
+        ([vae, str(tmp_path / "there.safetensors" / "o.pt")], "could not write"),
     ):
         assert main(["export", *arguments]) == 1
         told = capsys.readouterr().err

@@ -70,8 +70,9 @@ def test_run_goes_on_without_its_source_and_refuses_another(begun, tmp_path):
     workdir, config = begun
     config = config.copy_and_resolve_references()
     config.steps, config.init_from.source = 2, str(tmp_path / "gone")
-    with pytest.raises(TrainingError, match=r"init_from\.source"):
+    with pytest.raises(TrainingError, match=r"init_from\.source") as caught:
         train(config, str(workdir))
+    assert "spec" not in str(caught.value) and "checksum" not in str(caught.value)  # one line for one change
     moved = tmp_path / "moved"
     shutil.copytree(workdir, moved)
     config.init_from.source = begun[1].init_from.source
@@ -128,31 +129,68 @@ def test_other_labels_need_leave_and_get_new_tables(source, tmp_path):
     np.testing.assert_array_equal(ours["network/label_embed/style"], theirs["network/label_embed/style"])
 
 
-def test_another_resolution_stretches_the_places(source):
-    config = tiny({"init_from": str(source), "task.tokenizer.patch": 8, "task.network.input_size": 8})
-    devices = MeshShape().make()
-    resolved, weights = references.resolve(config, None, False, devices)
-    found = weights["init_from"]
-    assert resolved.task.network.position_grid == 4 and config.task.network.position_grid is None
-    with pytest.raises(WeightsError, match=r"network/positions: a grid of 8 x 8 here, 4 x 4 in the source"):
-        found.fitting(found.tree)
-    config.init_from.allow = ("positions",)
-    allowed = references.resolve(config, None, False, devices)[1]["init_from"]
-    assert allowed.fitting(found.tree).keys() == flat(found.tree).keys()
+def test_another_resolution_stretches_the_places_and_the_run_goes_on(source, tmp_path):
+    finer = {"task.tokenizer.patch": 8, "task.network.input_size": 8}
+    config = tiny({**STILL, "init_from": str(source), **finer})
+    with pytest.raises(WeightsError) as caught:
+        train(config, str(tmp_path / "run"))
+    assert "network/positions: a grid of 8 x 8 here, 4 x 4 in the source" in str(caught.value)
+    assert "tokenizer: another than the source's (patch: 8 != 16)" in str(caught.value)
+    assert not list((tmp_path / "run").iterdir())
+    config.init_from.allow = ("positions", "^tokenizer$")
+    train(config, str(tmp_path / "run"))
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["task"]["network"]["position_grid"] == 4 and config.task.network.position_grid is None
+    config.steps = 2
+    assert int(train(config, str(tmp_path / "run")).step) == 2
     config.task.network.position_grid = 8  # asked for: nothing to tell
-    chosen, weights = references.resolve(config, None, False, devices)
-    assert chosen.task.network.position_grid == 8 and not weights["init_from"].differences
+    chosen, weights = references.resolve(config, None, False, MeshShape().make())
+    assert chosen.task.network.position_grid == 8 and list(weights["init_from"].differences) == ["tokenizer"]
+
+
+def test_tokenizer_of_the_source_comes_along(source, tmp_path):
+    config = tiny({**STILL, "init_from": str(source), "data.source.split": "train", "seed": 5})
+    train(config, str(tmp_path / "run"))
+    ours, theirs = (flat(checkpoint.read(str(path)).variables["frozen"]) for path in (tmp_path / "run", source))
+    for path, leaf in theirs.items():  # and is not fitted to the other images
+        np.testing.assert_array_equal(ours[path], leaf, err_msg=path)
+
+
+def test_run_of_before_a_field_was_there_goes_on(source, tmp_path):
+    shutil.copytree(source, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["init_from"], stored["task"]["network"]["position_grid"]
+    del stored["task"]["groups"]["generator"]["frozen"], stored["task"]["groups"]["generator"]["rates"]
+    path.write_text(json.dumps(stored))
+    assert int(train(tiny({"steps": 4, "ema": (0.5,)}), str(tmp_path / "old")).step) == 4
 
 
 def test_shapes_that_differ_are_listed_with_both():
-    tree = {"table": jnp.ones((3, 2)), "kernel": jnp.ones((2, 2)), "old": jnp.ones(1)}
-    shapes = {"table": jnp.ones((5, 2)), "kernel": jnp.ones((2, 2)), "new": jnp.ones(4)}
+    tree = {"table": jnp.ones((3, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(3), "old": jnp.ones(1)}
+    shapes = {"table": jnp.ones((5, 2)), "kernel": jnp.ones((2, 2)), "bias": jnp.ones(3), "new": jnp.ones(4)}
     with pytest.raises(WeightsError) as caught:
         Weights("init_from", "runs/a", tree, ("old",)).fitting(shapes)
     assert "table: [5, 2] here, [3, 2] in the source" in str(caught.value)
     assert "\"('old', 'new', 'table')\"" in str(caught.value)  # what is allowed already stays in the line to copy
-    kept = Weights("init_from", "runs/a", tree, ("old", "new", "^table$")).fitting(shapes)
-    assert list(kept) == ["kernel"]
+    allowed = Weights("init_from", "runs/a", tree, ("old", "new", "^table$"))
+    assert list(allowed.fitting(shapes)) == ["kernel", "bias"]
+    made = allowed.over(lambda: {"table": jnp.zeros((5, 2)), "kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(3)})
+    assert [float(made[name].sum()) for name in ("table", "kernel", "bias")] == [0, 4, 3]
+
+
+def test_weights_of_another_network_are_called_that():
+    tree = {"network": {f"blocks_{i}": {"kernel": jnp.ones((2, 2))} for i in range(20)}, "bias": jnp.ones(2)}
+    shapes = {"network": {f"blocks_{i}": {"kernel": jnp.ones((3, 3))} for i in range(20)}, "bias": jnp.ones(2)}
+    with pytest.raises(WeightsError, match="weights of another network") as caught:
+        Weights("init_from", "runs/a", tree).fitting(shapes)
+    assert "and 8 more" in str(caught.value) and "allow=" not in str(caught.value)
+    fewer = {**shapes, **{f"more_{i}": jnp.ones(1) for i in range(20)}}
+    whole = {**tree, **{f"more_{i}": jnp.ones(1) for i in range(20)}}
+    with pytest.raises(WeightsError) as caught:
+        Weights("init_from", "runs/a", whole).fitting(fewer)
+    pattern = str(caught.value).rpartition("('")[2].partition("'")[0]
+    assert pattern == "network/"  # not `network/blocks_1`, which is found in `network/blocks_10` too
 
 
 def test_checksum_does_not_depend_on_the_mesh_and_sees_every_change():
@@ -180,6 +218,16 @@ def test_what_is_not_there_is_told_with_the_nearest_name(tmp_path, source):
         references.find("dit-xl-2-265")
     with pytest.raises(WeightsError, match=r"there is no .*nowhere"):
         references.find(str(tmp_path / "nowhere"))
+    (tmp_path / "weights.pt").write_bytes(b"PK")
+    for file in (str(tmp_path / "weights.pt"), "https://example.org/weights.pt", "hf://owner/name"):
+        with pytest.raises(WeightsError, match=r"bring the weights in first, maskdit import NAME"):
+            references.find(file)
+    for fault, message in (
+        ({"init_from.allow": ("x",)}, "set config.init_from to their source too"),
+        ({"init_from": str(source), "init_from.allow": ("[",)}, "no regular expression"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            references.resolve(tiny(fault), None, False, MeshShape().make())
     config = tiny({"init_from": str(source)})
     with config.unlocked():
         config.task.network = pretrained(str(source), config.task.network)

@@ -1,6 +1,6 @@
 """Where downloads are kept, and the checksums that hold a source to what it gave the first time.
 
-    ROOT/checksums.json                      source -> sha256, and the file that it was computed from
+    ROOT/checksums.json                      source -> sha256, and the file that it was computed from; no secrets
     ROOT/downloads/KEY/NAME                  files of URLs; KEY is the beginning of the sha256 of the URL
     ROOT/downloads/KEY/NAME.part             an unfinished one, and NAME.part.tag with the server's mark of its version
 
@@ -13,9 +13,12 @@ import json
 import logging
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+from maskdit.interop.tensors import FileError, first_bytes
 
 try:
     import fcntl
@@ -23,6 +26,7 @@ except ImportError:  # Windows: two processes at one download are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 _LOG = logging.getLogger(__name__)
+ELSEWHERE = "or fetch the file elsewhere and give its path"
 
 
 class DownloadError(OSError):
@@ -38,9 +42,24 @@ def cache_root() -> pathlib.Path:
         raise DownloadError("there is no home folder to keep downloads in: set MASKDIT_CACHE to a folder") from error
 
 
+def shown(source: str) -> str:
+    """A source as messages and the record hold it: without the login and the query of a URL, which may be secret."""
+    start, query, _ = re.sub(r"(?<=://)[^/?#]*@", "", source.partition("#")[0]).partition("?")
+    return f"{start}?..." if query else start
+
+
 def folder_of(root: pathlib.Path, source: str) -> pathlib.Path:
     """Where the files of a source are kept; it need not exist."""
-    return root / "downloads" / hashlib.sha256(source.encode()).hexdigest()[:16]
+    return root / "downloads" / _hashed(source)
+
+
+def entry_of(source: str) -> str:
+    """The name of a source in the record: what is shown of it, and a hash where that is not all."""
+    return source if shown(source) == source else f"{shown(source)} ({_hashed(source)})"
+
+
+def _hashed(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -95,8 +114,12 @@ def sha256_of(path: pathlib.Path) -> str:
 
 
 def recorded(root: pathlib.Path, source: str) -> str | None:
-    """The checksum that a source is held to; None before its first download."""
-    entry = _records(root).get(source)
+    """The checksum that a source is held to; None before its first download.
+
+    Raises:
+      DownloadError: a record that cannot be read; ask before a download, not after it.
+    """
+    entry = _records(root).get(entry_of(source))
     return entry["sha256"] if entry else None
 
 
@@ -109,7 +132,7 @@ def record(root: pathlib.Path, source: str, path: pathlib.Path, digest: str) -> 
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
         with locked(root / "checksums.lock", "the checksums"):
-            write_json(_checksums(root), {**_records(root), source: {"sha256": digest, **_mark(path)}})
+            write_json(_checksums(root), {**_records(root), entry_of(source): {"sha256": digest, **_mark(path)}})
 
 
 def hold(root: pathlib.Path, source: str, path: pathlib.Path) -> None:
@@ -118,30 +141,43 @@ def hold(root: pathlib.Path, source: str, path: pathlib.Path) -> None:
     The checksum is computed again only where path, size or time of the file are others than the recorded ones.
 
     Raises:
-      DownloadError: a file with another checksum, and errors of the disk.
+      DownloadError: a file with another checksum or that is no weights, and errors of the disk.
     """
-    entry = _records(root).get(source)
+    entry = _records(root).get(entry_of(source))
+    try:
+        first_bytes(path)
+    except FileError as error:
+        raise DownloadError(f"{error}; for that, {forgetting(root, source, path)}") from error
     with disk_errors(root):
         if entry is not None and {"sha256": entry["sha256"], **_mark(path)} == entry:
             return
         digest = sha256_of(path)
     if entry is not None and entry["sha256"] != digest:
         raise DownloadError(
-            f"{path} has the sha256 {digest}, but {source} gave {entry['sha256']} at its first download: delete the "
-            f"file to fetch it again, or, if you trust it, the entry of this source in {_checksums(root)}"
+            f"{path} has the sha256 {digest}, but {shown(source)} gave {entry['sha256']} at its first download: delete "
+            f"the file to fetch it again, or, if you trust it, the entry '{entry_of(source)}' in {_checksums(root)}"
         )
     record(root, source, path, digest)
 
 
-def changed(root: pathlib.Path, source: str, digest: str) -> DownloadError | None:
-    """The error of a new download that is another file than the first one was; None where it is the same."""
+def refused(root: pathlib.Path, source: str, path: pathlib.Path, digest: str) -> DownloadError | None:
+    """The error of a new download that is no weights, or another file than the first one was; None for a good one."""
+    try:
+        first_bytes(path)
+    except FileError as error:
+        return DownloadError(f"{shown(source)} gave no weights, and nothing was kept: {error}, {ELSEWHERE}")
     known = recorded(root, source)
     if known in (None, digest):
         return None
     return DownloadError(
-        f"{source} is another file now: its sha256 is {digest}, and was {known} at the first download; it was not "
-        f"kept. If you trust it, delete the entry of this source in {_checksums(root)} and run it again"
+        f"{shown(source)} is another file now: its sha256 is {digest}, and was {known} at the first download; it was "
+        f"not kept. If you trust it, delete the entry '{entry_of(source)}' in {_checksums(root)} and run it again"
     )
+
+
+def forgetting(root: pathlib.Path, source: str, path: pathlib.Path) -> str:
+    """What to delete so that a source is fetched anew, in words."""
+    return f"delete {path} and the entry '{entry_of(source)}' in {_checksums(root)}"
 
 
 def _checksums(root: pathlib.Path) -> pathlib.Path:
@@ -155,7 +191,7 @@ def _records(root: pathlib.Path) -> dict[str, dict[str, Any]]:
         if all(isinstance(entry["sha256"], str) for entry in records.values()):
             return records
         fault = "an entry without sha256"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the second is told where the cache is written to
         return {}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         fault = str(error)

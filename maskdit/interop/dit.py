@@ -18,7 +18,8 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     """The spec of the network that the arguments of the published `DiT` describe.
 
     Args:
-      config: the published arguments; `label` beside them gives our name of the label, else `LABEL`.
+      config: the published arguments; `label` beside them gives our name of the label, else `LABEL`, and
+        `position_grid` the grid that the table of places is stretched from.
     """
     return spec(
         DiT,
@@ -32,16 +33,18 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         classes={config.get("label", LABEL): config["num_classes"]},
         label_null=config["class_dropout_prob"] > 0,
         learned_variance=config["learn_sigma"],
+        position_grid=config.get("position_grid"),
     )
 
 
 def to_reference(network: DiT) -> dict[str, Any]:
-    """The arguments of the published `DiT` that a network of ours has, and `label`: the inverse of `from_reference`.
+    """The arguments of the published `DiT` that a network of ours has, with `label` and `position_grid`.
+
+    The inverse of `from_reference`. Stretched places are no argument there, but the table that the weights hold.
 
     Raises:
-      LayoutError: where the published model has no such part: no label or several, and places that are resized.
+      LayoutError: where the published model has no such part: no label or several.
     """
-    require_fixed_places(network)
     label = one_label(network)
     return {
         "input_size": network.input_size,
@@ -55,6 +58,7 @@ def to_reference(network: DiT) -> dict[str, Any]:
         "class_dropout_prob": 0.1 if network.label_null else 0.0,
         "learn_sigma": network.learned_variance,
         "label": label,
+        "position_grid": network.position_grid,
     }
 
 
@@ -73,27 +77,22 @@ def one_label(network: Any) -> str:
     return next(iter(network.classes))
 
 
-def require_fixed_places(network: Any) -> None:
-    """Refuses a network whose table of places was resized from another grid."""
-    grid = getattr(network, "position_grid", None)
-    if grid is not None:
-        raise LayoutError(
-            f"this {type(network).__name__} stretches the places of another grid (position_grid={grid}): the published "
-            "model has no such part; set position_grid=None"
-        )
-
-
 def table(config: Mapping[str, Any]) -> Table:
     """The rows that belong to the arguments of the published `DiT`."""
     side = config["input_size"] // config["patch_size"]
     return [
-        Fixed("pos_embed", lambda: sincos_2d(config["hidden_size"], (side, side))[None]),
+        places("pos_embed", config["hidden_size"], side, config.get("position_grid")),
         label_table("y_embedder.embedding_table.weight", config),
         *linear("x_embedder.proj", "patch_embed", patch_kernel(config["patch_size"])),
         *times("t_embedder", "time_embed"),
         *blocks("blocks", "blocks"),
         *head("final_layer", "final"),
     ]
+
+
+def places(source: str, width: int, side: int, span: int | None) -> Fixed:
+    """The row of a table of places, `[1, side * side, width]`, stretched from a grid of `span` where that is given."""
+    return Fixed(source, lambda: sincos_2d(width, (side, side), span)[None], places=1)
 
 
 def label_table(source: str, config: Mapping[str, Any], copies: int = 1) -> Row:

@@ -17,6 +17,20 @@ from maskdit.interop import dit
 from maskdit.interop.rules import LayoutError, Row, Table, linear, parts
 from maskdit.networks.dit import DiT
 
+HELD = (
+    "sample_size",
+    "patch_size",
+    "in_channels",
+    "out_channels",
+    "num_layers",
+    "num_attention_heads",
+    "attention_head_dim",
+    "num_embeds_ada_norm",
+    "activation_fn",
+    "norm_type",
+)
+"""Entries of the configuration that say what the weights are for."""
+
 
 def to_config(network: DiT) -> dict[str, Any]:
     """The `config.json` that lies beside the weights: the arguments of `DiTTransformer2DModel`.
@@ -26,7 +40,12 @@ def to_config(network: DiT) -> dict[str, Any]:
     Raises:
       LayoutError: where diffusers' model has no such part.
     """
-    config = dit.to_reference(network)
+    config, grid = dit.to_reference(network), network.position_grid
+    if grid not in (None, network.input_size // network.patch):
+        raise LayoutError(
+            f"this DiT stretches the places of another grid (position_grid={grid}): diffusers' computes its own table; "
+            "use the layout `reference`, which stores it"
+        )
     if network.mlp_ratio != 4:
         raise LayoutError(f"this DiT has mlp_ratio={network.mlp_ratio:g}: diffusers' has only 4")
     if not network.label_null:

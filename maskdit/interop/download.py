@@ -4,6 +4,7 @@ A download that was cut off goes on where it stopped. The checksum of the first 
 later ones are held to it (`cache.py` tells where). What is in the cache is used without the network.
 """
 
+import base64
 import contextlib
 import hashlib
 import http.client
@@ -22,17 +23,30 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from maskdit.interop.cache import DownloadError, cache_root, changed, disk_errors, folder_of, hold, locked, record
+from maskdit.interop.cache import (
+    ELSEWHERE,
+    DownloadError,
+    cache_root,
+    disk_errors,
+    folder_of,
+    forgetting,
+    hold,
+    locked,
+    record,
+    recorded,
+    refused,
+    shown,
+)
 from maskdit.interop.hub import fetch_from_hub, is_repository
 from maskdit.interop.state_file import shard_files
+from maskdit.interop.tensors import FileError
 
-__all__ = ["DownloadError", "cache_root", "fetch"]
+__all__ = ["ELSEWHERE", "DownloadError", "cache_root", "fetch"]
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds without an answer or a byte
 _BLOCK = 1 << 20
 _HEADERS = {"User-Agent": "maskdit", "Accept-Encoding": "identity"}
-_ELSEWHERE = "or fetch the file elsewhere and give its path"
 
 
 def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
@@ -62,10 +76,10 @@ def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[s
     if scheme and scheme[1] == "hf":
         return fetch_from_hub(source, prefer, root)
     if scheme:
-        raise DownloadError(f"{source} is not fetched: https://, http:// and hf:// are; {_ELSEWHERE}")
+        raise DownloadError(f"{shown(source)} is not fetched: https://, http:// and hf:// are; {ELSEWHERE}")
     if os.path.exists(source):
         return pathlib.Path(source)
-    if is_repository(source):
+    if is_repository(source) and not os.path.isdir(source.partition("/")[0]):  # else the path is mistyped
         return fetch_from_hub(source, prefer, root)
     raise DownloadError(f"there is no file {source}; give a path, a URL, or a repository as hf://owner/name/path")
 
@@ -77,11 +91,16 @@ def _from_url(url: str, root: pathlib.Path) -> pathlib.Path:
     except ValueError:
         host, name = None, ""
     if not host:
-        raise DownloadError(f"{url} is no URL: it should look like https://host/folder/file")
+        told = "the address" if "@" in url else shown(url)  # a login may have broken it
+        raise DownloadError(f"{told} is no URL: it should look like https://host/folder/file")
     folder = folder_of(root, url)
     path = _kept(url, root, folder / name)
     if name.endswith(".index.json"):
-        for shard in sorted(set(shard_files(path).values())):
+        try:
+            shards = sorted(set(shard_files(path).values()))
+        except FileError as error:
+            raise FileError(f"{error}; to fetch it again, {forgetting(root, url, path)}") from error
+        for shard in shards:
             place = parts.path.rpartition("/")[0] + "/" + urllib.parse.quote(shard)
             _kept(urllib.parse.urlunsplit(parts._replace(path=place, fragment="")), root, folder / shard)
     return path
@@ -94,6 +113,7 @@ def _file_name(path: str) -> str:
 
 def _kept(url: str, root: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
     """The file of a URL, from the cache or downloaded into it."""
+    recorded(root, url)  # a broken record is told before a download
     with disk_errors(root):
         if path.is_file():
             hold(root, url, path)
@@ -104,7 +124,7 @@ def _kept(url: str, root: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
                 part = path.with_name(f"{path.name}.part")
                 digest = _download(url, part)
                 _tag_of(part).unlink()
-                error = changed(root, url, digest)
+                error = refused(root, url, part, digest)
                 if error is not None:
                     part.unlink()
                     raise error
@@ -125,7 +145,7 @@ def _download(url: str, part: pathlib.Path) -> str:
             response.close()
             response = _opened(url, 0, "")
     with response:
-        _check_kind(url, response)
+        _check_answer(url, response, 206 if done else 200)
         left = response.headers.get("Content-Length")
         size = done + int(left) if left and left.isdecimal() else None
         _check_room(url, part, None if size is None else size - done)
@@ -166,15 +186,21 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
             fp.close()
-            raise DownloadError(f"{req.full_url} leads to {newurl}, which is refused as not safe; {_ELSEWHERE}")
+            told = f"{shown(req.full_url)} leads to {shown(newurl)}"
+            raise DownloadError(f"{told}, which is refused as not safe; {ELSEWHERE}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _opened(url: str, done: int, version: str) -> Any:
     """The server's answer, from byte `done` on where the file is still of this version."""
     headers = {**_HEADERS, "Range": f"bytes={done}-", "If-Range": version} if done else _HEADERS
-    request = urllib.request.Request(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
-    host = urllib.parse.urlsplit(url).hostname
+    parts = urllib.parse.urlsplit(url)
+    login, _, place = parts.netloc.rpartition("@")
+    address = urllib.parse.urlunsplit(parts._replace(netloc=place))
+    request = urllib.request.Request(urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+    if login:
+        told = base64.b64encode(urllib.parse.unquote(login).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {told}")
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
     except DownloadError:
@@ -186,27 +212,33 @@ def _opened(url: str, done: int, version: str) -> Any:
         raise DownloadError(_refusal(url, error.code, str(error.reason))) from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
+        why = getattr(reason, "strerror", None) or reason
+        if isinstance(error, http.client.InvalidURL):  # which quotes it
+            why = "it leads to an address that is none"
         raise DownloadError(
-            f"{host} cannot be reached ({getattr(reason, 'strerror', None) or reason}): check the address {url} and "
-            f"the network, then run it again, {_ELSEWHERE}"
+            f"{parts.hostname} cannot be reached ({why}): check the address {shown(url)} and the network, then run it "
+            f"again, {ELSEWHERE}"
         ) from error
 
 
 def _refusal(url: str, code: int, reason: str) -> str:
+    url = shown(url)
     if code in (401, 403):
         return f"{url} is not open to everyone (the server answers {code}): fetch it with a login and give its path"
     if code in (404, 410):
-        return f"there is no file at {url} (the server answers {code}): check the address, {_ELSEWHERE}"
+        return f"there is no file at {url} (the server answers {code}): check the address, {ELSEWHERE}"
     if code == 429 or code >= 500:
-        return f"the server cannot give {url} now (it answers {code}, {reason}): run it again later, {_ELSEWHERE}"
-    return f"the server does not give {url} (it answers {code}, {reason}): check the address, {_ELSEWHERE}"
+        return f"the server cannot give {url} now (it answers {code}, {reason}): run it again later, {ELSEWHERE}"
+    return f"the server does not give {url} (it answers {code}, {reason}): check the address, {ELSEWHERE}"
 
 
-def _check_kind(url: str, response: http.client.HTTPResponse) -> None:
+def _check_answer(url: str, response: http.client.HTTPResponse, status: int) -> None:
+    if response.status != status:
+        raise DownloadError(_refusal(url, response.status, response.reason))
     if response.headers.get_content_type() == "text/html":
         raise DownloadError(
-            f"{url} is a web page, not a file of weights: open it in a browser and give the address of the file "
-            f"itself, {_ELSEWHERE}"
+            f"{shown(url)} is a web page, not a file of weights: open it in a browser and give the address of the file "
+            f"itself, {ELSEWHERE}"
         )
 
 
@@ -214,7 +246,7 @@ def _check_room(url: str, part: pathlib.Path, needed: int | None) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed is not None and free < needed:
         raise DownloadError(
-            f"{url} needs {_bytes(needed)} in {part.parent}, where {_bytes(free)} are free: free some, or set "
+            f"{shown(url)} needs {_bytes(needed)} in {part.parent}, where {_bytes(free)} are free: free some, or set "
             "MASKDIT_CACHE to a folder on another disk"
         )
 
@@ -229,7 +261,8 @@ def _blocks(url: str, response: http.client.HTTPResponse) -> Iterator[bytes]:
 
 def _lost(url: str, reason: str) -> DownloadError:
     return DownloadError(
-        f"the connection was lost while {url} was fetched ({reason}): run it again, it goes on from where it stopped"
+        f"the connection was lost while {shown(url)} was fetched ({reason}): run it again, it goes on from where it "
+        "stopped"
     )
 
 

@@ -12,10 +12,11 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from maskdit.interop.cache import DownloadError, disk_errors, folder_of, hold, write_json
+from maskdit.interop.cache import DownloadError, disk_errors, folder_of, hold, recorded, write_json
 from maskdit.interop.state_file import shard_files, weight_files
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
+_CONFIG = "config.json"
 _SOURCE = re.compile(rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<path>[^@]+))?(?:@(?P<revision>.+))?")
 
 
@@ -27,6 +28,8 @@ def is_repository(source: str) -> bool:
 
 def fetch_from_hub(source: str, prefer: Sequence[str], root: pathlib.Path) -> pathlib.Path:
     """Downloads a file of weights of a repository, with its shards where it is an index.
+
+    Where the source names no file, the `config.json` beside the weights is fetched too, which says what they are for.
 
     What is in the package's cache already is used without the network.
 
@@ -44,12 +47,14 @@ def fetch_from_hub(source: str, prefer: Sequence[str], root: pathlib.Path) -> pa
         raise DownloadError(f"{source} is no Hugging Face source: write hf://owner/name/path/in/repo@revision")
     repo, revision = match["repo"], match["revision"] or "main"
     hub = _package(source)
-    path = (match["path"] or "").rstrip("/")
+    path, described = (match["path"] or "").rstrip("/"), False
     if not pathlib.PurePosixPath(path).suffix:
-        path = _pick(hub, repo, path, revision, prefer, root)
+        path, described = _pick(hub, repo, path, revision, prefer, root)
     local = _get(hub, repo, path, revision, root)
     if path.endswith(".index.json"):
-        _get_shards(hub, repo, path, local, root, revision)
+        _get_beside(hub, repo, path, local, sorted(set(shard_files(local).values())), root, revision)
+    if described:
+        _get_beside(hub, repo, path, local, [_CONFIG], root, revision)
     return local
 
 
@@ -59,8 +64,9 @@ def _package(source: str) -> Any:
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
+        what = source if source.startswith("hf://") else f"there is no file {source}; as a repository it"
         raise DownloadError(
-            f"{source} is fetched with the package huggingface_hub: pip install 'maskdit[hub]', or fetch the file "
+            f"{what} is fetched with the package huggingface_hub: pip install 'maskdit[hub]', or fetch the file "
             "elsewhere and give its path"
         ) from error
     return huggingface_hub
@@ -68,42 +74,57 @@ def _package(source: str) -> Any:
 
 def _get(hub: Any, repo: str, path: str, revision: str, root: pathlib.Path, name: str | None = None) -> pathlib.Path:
     """The local path of a file, held to its checksum; `name` stands for a revision that was resolved to a commit."""
+    source = f"hf://{repo}/{path}@{name or revision}"
+    recorded(root, source)  # a broken record is told before a download
     with _told(hub, repo, path, revision):
         found = hub.try_to_load_from_cache(repo, path, revision=revision)
         if not isinstance(found, str):
             _reach(hub)
             found = hub.hf_hub_download(repo, path, revision=revision)
     local = pathlib.Path(found)
-    hold(root, f"hf://{repo}/{path}@{name or revision}", local)
+    hold(root, source, local)
     return local
 
 
-def _get_shards(hub: Any, repo: str, path: str, local: pathlib.Path, root: pathlib.Path, revision: str) -> None:
+def _get_beside(
+    hub: Any, repo: str, path: str, local: pathlib.Path, names: Sequence[str], root: pathlib.Path, revision: str
+) -> None:
+    """Fetches files of the folder of `path`, whose local path is `local`."""
     *folder, _ = path.split("/")
     commit = local.parents[len(folder)].name  # the package's layout: snapshots/COMMIT/PATH; the branch may move on
-    for name in sorted(set(shard_files(local).values())):
-        shard = _get(hub, repo, "/".join([*folder, name]), commit, root, revision)
-        if shard.parent != local.parent:
+    for name in names:
+        other = _get(hub, repo, "/".join([*folder, name]), commit, root, revision)
+        if other.parent != local.parent:
             raise DownloadError(
-                f"{shard} does not lie beside {local}: clear the cache of huggingface_hub and run it again"
+                f"{other} does not lie beside {local}: clear the cache of huggingface_hub and run it again"
             )
 
 
-def _pick(hub: Any, repo: str, folder: str, revision: str, prefer: Sequence[str], root: pathlib.Path) -> str:
-    """The path that `prefer` names, or the only one; a listing that was kept serves while its file is at hand."""
+def _pick(
+    hub: Any, repo: str, folder: str, revision: str, prefer: Sequence[str], root: pathlib.Path
+) -> tuple[str, bool]:
+    """The path that `prefer` names, or the only one, and whether a configuration lies beside it.
+
+    A listing that was kept serves while its file is at hand.
+    """
     listing = folder_of(root, f"hf://{repo}@{revision}") / "files.json"
     with contextlib.suppress(OSError, ValueError, DownloadError):
-        path = _choose(json.loads(listing.read_bytes()), repo, folder, prefer)
+        files = json.loads(listing.read_bytes())
+        path = _choose(weight_files(files), repo, folder, prefer)
         if isinstance(hub.try_to_load_from_cache(repo, path, revision=revision), str):
-            return path
+            return path, _described(path, files)
     with _told(hub, repo, "", revision):
         _reach(hub)
-        files = weight_files(hub.list_repo_files(repo, revision=revision))
-    path = _choose(files, repo, folder, prefer)
+        files = hub.list_repo_files(repo, revision=revision)
+    path = _choose(weight_files(files), repo, folder, prefer)
     with disk_errors(root):
         listing.parent.mkdir(parents=True, exist_ok=True)
         write_json(listing, files)
-    return path
+    return path, _described(path, files)
+
+
+def _described(path: str, files: Sequence[str]) -> bool:
+    return str(pathlib.PurePosixPath(path).with_name(_CONFIG)) in files
 
 
 def _choose(files: Sequence[str], repo: str, folder: str, prefer: Sequence[str]) -> str:

@@ -5,7 +5,10 @@ is told by its names.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +20,7 @@ from maskdit.interop import dit, dit_diffusers, maskdit, vae
 from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
 from maskdit.interop.tensors import Tensor
+from maskdit.interop.unpickling import printable
 from maskdit.networks.dit import DiT
 from maskdit.networks.maskdit import MaskDiT
 from maskdit.tokenizers.vae import VAE
@@ -35,7 +39,8 @@ class Layout:
       name: `reference` or `diffusers`.
       rows: the table for a network; a LayoutError where the layout has no such network.
       config: what stands in the `config.json` beside the weights, for a network; None where the layout has none.
-      strip: prefixes that are taken off where every name of a file carries them.
+      held: entries of that configuration that a file's must agree in: those of structure and scale.
+      strip: prefixes that are taken off where most names of a file carry them.
       below: a prefix below which the network stands in the files of larger models: where any name carries it, the
         others do not count.
     """
@@ -43,17 +48,26 @@ class Layout:
     name: str
     rows: Callable[[Any], Table]
     config: Callable[[Any], dict[str, Any]] | None = None
+    held: tuple[str, ...] = ()
     strip: tuple[str, ...] = WRAPPERS
     below: str | None = None
 
     def own(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of a file that count, by their names without prefixes."""
-        names = {name: name for name in state}
+        names = _stripped({name: name for name in state}, WRAPPERS)
         if self.below is not None and any(name.startswith(self.below) for name in names):
             names = {name.removeprefix(self.below): old for name, old in names.items() if name.startswith(self.below)}
-        while prefix := next((p for p in self.strip if names and all(n.startswith(p) for n in names)), None):
-            names = {name.removeprefix(prefix): old for name, old in names.items()}
-        return {name: state[old] for name, old in names.items()}
+        return {name: state[old] for name, old in _stripped(names, self.strip).items()}
+
+
+def _stripped(names: dict[str, str], prefixes: Sequence[str]) -> dict[str, str]:
+    """The names without the prefixes that most of them carry; what is mapped to stays."""
+    while prefix := next((p for p in prefixes if 2 * sum(n.startswith(p) for n in names) > len(names)), None):
+        inner = {name.removeprefix(prefix): old for name, old in names.items() if name.startswith(prefix)}
+        others = {name: old for name, old in names.items() if not name.startswith(prefix)}
+        # a name that stands there both ways is of no place, and told as such
+        names = inner | {f"{name} (beside {prefix}{name})" if name in inner else name: others[name] for name in others}
+    return names
 
 
 def _by_arguments(
@@ -71,7 +85,9 @@ def _dit_diffusers(network: DiT) -> Table:
 _LAYOUTS: dict[type, tuple[Layout, ...]] = {
     DiT: (
         Layout(REFERENCE, _by_arguments(dit.table, dit.to_reference), strip=(*WRAPPERS, "model.")),
-        Layout(DIFFUSERS, _dit_diffusers, dit_diffusers.to_config, strip=(*WRAPPERS, "transformer.")),
+        Layout(
+            DIFFUSERS, _dit_diffusers, dit_diffusers.to_config, dit_diffusers.HELD, strip=(*WRAPPERS, "transformer.")
+        ),
     ),
     MaskDiT: (Layout(REFERENCE, _by_arguments(maskdit.table, maskdit.to_reference)),),  # `model.` is part of its names
     VAE: (
@@ -81,7 +97,13 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
             strip=(*WRAPPERS, "model."),
             below="first_stage_model.",
         ),
-        Layout(DIFFUSERS, _by_arguments(vae.diffusers, vae.to_diffusers), vae.to_diffusers, strip=(*WRAPPERS, "vae.")),
+        Layout(
+            DIFFUSERS,
+            _by_arguments(vae.diffusers, vae.to_diffusers),
+            vae.to_diffusers,
+            vae.DIFFUSERS_HELD,
+            strip=(*WRAPPERS, "vae."),
+        ),
     ),
 }
 
@@ -114,20 +136,17 @@ def named(network: Any, layout: str) -> Layout:
     return offered[layout]
 
 
-def fit(network: Any, target: PyTree, state: State, layout: str | None = None) -> Layout:
+def fit(network: Any, target: PyTree, state: State) -> Layout:
     """The layout of a file: that which takes the most of its names.
 
     Args:
       network: the module that the weights are for.
       target: its parameters or their shapes.
       state: the opened file; no tensor is read.
-      layout: the name of a layout, where it is known.
 
     Raises:
-      LayoutError: for a class without layouts, an unknown layout, and a file none of whose names is known.
+      LayoutError: for a class without layouts, and a file none of whose names is known.
     """
-    if layout is not None:
-        return named(network, layout)
     offered, counts, refusals = layouts(network), {}, []
     for name, one in offered.items():
         try:
@@ -140,31 +159,76 @@ def fit(network: Any, target: PyTree, state: State, layout: str | None = None) -
         raise LayoutError("; ".join(refusals))
     best = max(counts, key=lambda name: counts[name])
     if not counts[best]:
-        first = ", ".join(sorted(state.tensors)[:3])
+        first = ", ".join(printable(name) for name in sorted(state.tensors)[:3])
+        without = "".join(f"; {refusal}" for refusal in refusals)
         raise LayoutError(
             f"{state.path}: none of its {len(state.tensors)} tensors ({first}, ...) has a name of "
             f"{type(network).__name__} in the layout {' or '.join(counts)}: the file holds another network; give that "
-            "network's name, or the file of this one"
+            f"network's name, or the file of this one{without}"
         )
     return offered[best]
 
 
-def read(network: Any, target: PyTree, state: State, layout: str | None = None) -> tuple[PyTree, str]:
+def read(network: Any, target: PyTree, state: State) -> tuple[PyTree, str]:
     """The parameters of a network from a published file; arguments as those of `fit`.
+
+    A `config.json` beside the file, where the layout has one, is held against the network.
 
     Returns:
       Nested dicts of numpy arrays with the shapes and dtypes of `target`, and the name of the layout.
 
     Raises:
-      LayoutError: as `fit`, and where the published model has no such network; `TableError` for tensors that do not
-        fit.
+      LayoutError: as `fit`, and a configuration beside the file that describes another network; `TableError` for
+        tensors that do not fit.
     """
-    chosen = fit(network, target, state, layout)
+    chosen = fit(network, target, state)
+    _hold_config(network, chosen, pathlib.Path(state.path))
     try:
         return import_params(chosen.rows(network), chosen.own(state.tensors), target), chosen.name
     except TableError as error:
         what = f"{state.path} does not fit this {type(network).__name__} (layout {chosen.name}):"
-        raise TableError(what, error.faults) from None
+        raise TableError(what, error.faults, _advice(network)) from None
+
+
+def _advice(network: Any) -> str:
+    place = "tokenizer" if hasattr(network, "latent") else "task.network"
+    return (
+        f"give the file that belongs to this network, or describe the file's network with --config.{place}.FIELD=VALUE"
+    )
+
+
+def _hold_config(network: Any, layout: Layout, weights: pathlib.Path) -> None:
+    """Refuses weights whose configuration describes another network: shapes do not tell heads, scale or places."""
+    path = weights.parent / "config.json"
+    if layout.config is None or not path.is_file():
+        return
+    try:
+        theirs = json.loads(path.read_bytes())
+        if not isinstance(theirs, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise LayoutError(
+            f"{path}, which describes the weights beside it, cannot be read ({error}): fetch it again, or remove it"
+        ) from error
+    ours = layout.config(network)
+    differing = [
+        f"{key}: {printable(json.dumps(theirs[key]))} in the file, {json.dumps(ours[key])} in this network"
+        for key in layout.held
+        if key in theirs and not _agree(key, theirs[key], ours[key])
+    ]
+    if differing:
+        raise LayoutError(
+            f"{path} describes another {type(network).__name__} than this one ({'; '.join(differing)}): "
+            f"{_advice(network)}"
+        )
+
+
+def _agree(key: str, theirs: Any, ours: Any) -> bool:
+    if theirs is None:  # left open, but for the shift: that is none
+        return key != "shift_factor" or not ours
+    ours = 0.0 if ours is None else ours
+    numbers = isinstance(theirs, float) and isinstance(ours, float)
+    return theirs == ours or (numbers and math.isclose(theirs, ours, rel_tol=1e-6))
 
 
 def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np.ndarray]:

@@ -9,7 +9,6 @@ from maskdit.config import spec
 from maskdit.interop import dit
 from maskdit.interop.dit import LABEL
 from maskdit.interop.rules import TRANSPOSE, Fixed, LayoutError, Op, Row, Table, linear
-from maskdit.layers.embed import sincos_2d
 from maskdit.networks.maskdit import MaskDiT
 
 WITHOUT_BATCH = Op(lambda x: x.reshape(x.shape[-1]), lambda x: x.reshape(1, 1, -1))
@@ -21,7 +20,7 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
 
     The published code fixes the decoder at width 512, depth 8 and 16 heads; `decoder_hidden_size`, `decoder_depth` and
     `decoder_num_heads` replace these where given. `label` beside the arguments gives our name of the label, else
-    `LABEL`.
+    `LABEL`, and `position_grid` the grid that the tables of places are stretched from.
 
     Raises:
       LayoutError: for the class tokens and outside features of the published code, which `MaskDiT` does not have.
@@ -45,16 +44,18 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         mask_token=config.get("mae_loss_coef_at_construction", config["mae_loss_coef"]) > 0,
         classes={config.get("label", LABEL): config["num_classes"]} if config["num_classes"] else {},
         learned_variance=config.get("learn_sigma", False),
+        position_grid=config.get("position_grid"),
     )
 
 
 def to_reference(network: MaskDiT) -> dict[str, Any]:
-    """The arguments of the published `EDMPrecond` that a network of ours has: the inverse of `from_reference`.
+    """The arguments of the published `EDMPrecond` that a network of ours has, with `label` and `position_grid`.
+
+    The inverse of `from_reference`. Stretched places are no argument there, but the tables that the weights hold.
 
     Raises:
-      LayoutError: where the published model has no such part: several labels, and places that are resized.
+      LayoutError: where the published model has no such part: several labels.
     """
-    dit.require_fixed_places(network)
     label = {"label": dit.one_label(network)} if network.classes else {}
     return {
         "img_resolution": network.input_size,
@@ -71,15 +72,16 @@ def to_reference(network: MaskDiT) -> dict[str, Any]:
         "use_decoder": network.use_decoder,
         "mae_loss_coef": 0.1 if network.mask_token else 0.0,
         "learn_sigma": network.learned_variance,
+        "position_grid": network.position_grid,
         **label,
     }
 
 
 def table(config: Mapping[str, Any]) -> Table:
     """The rows that belong to the arguments of the published `EDMPrecond`."""
-    side = config["img_resolution"] // config["patch_size"]
+    side, span = config["img_resolution"] // config["patch_size"], config.get("position_grid")
     rows: list[Row | Fixed] = [
-        Fixed("model.pos_embed", lambda: sincos_2d(config["hidden_size"], (side, side))[None]),
+        dit.places("model.pos_embed", config["hidden_size"], side, span),
         # a bias-free layer over one-hot labels
         Row(
             "model.y_embedder.embedding_table.weight",
@@ -94,7 +96,7 @@ def table(config: Mapping[str, Any]) -> Table:
     ]
     if config["use_decoder"]:
         rows += [
-            Fixed("model.decoder_pos_embed", lambda: sincos_2d(_decoder_width(config), (side, side))[None]),
+            dit.places("model.decoder_pos_embed", _decoder_width(config), side, span),
             Row("model.mask_token", "mask_token", WITHOUT_BATCH),
             *dit.blocks("model.decoder_blocks", "decoder_blocks"),
             *dit.head("model.decoder_layer", "decoder_embed"),

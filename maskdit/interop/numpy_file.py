@@ -11,11 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maskdit.interop.tensors import Contents, FileError, first_bytes
-from maskdit.interop.unpickling import Build, Leaf, Placeholder, Stream, finished, load, ordered_dict, printable
+from maskdit.interop.pickle_tree import finished
+from maskdit.interop.tensors import Contents, FileError, check_shape, first_bytes, printable, reading
+from maskdit.interop.unpickling import MAX_STEPS, Build, Leaf, Placeholder, Stream, load, ordered_dict
 
 _NUMBERS = frozenset(["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16"])
-_MAX_RANK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +74,14 @@ class _Array(Leaf):
     def numpy(self) -> np.ndarray:
         """The array, over the bytes of the pickle; ValueError for what is none."""
         shape, data = self.shape, self.data
-        if type(shape) is not tuple or not all(type(length) is int and length >= 0 for length in shape):
-            raise ValueError("it has no shape")
-        if len(shape) > _MAX_RANK:
-            raise ValueError(f"it has {len(shape)} axes")
+        check_shape(shape)
         if not isinstance(self.dtype, _Dtype):
             raise ValueError("it has no dtype")
         dtype = self.dtype.numpy()
         if isinstance(data, str):  # of Python 2
             data = data.encode("latin1")
         if not isinstance(data, bytes) or math.prod(shape) * dtype.itemsize != len(data):
-            raise ValueError(f"it has not the bytes that its shape {shape} needs")
+            raise ValueError(f"it has not the bytes that its shape {printable(str(shape))} needs")
         flat = np.frombuffer(data, dtype) if data else np.empty(0, dtype)
         array = flat.reshape(shape, order="F" if self.fortran is True else "C")
         return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False)).reshape(shape)
@@ -106,21 +103,23 @@ def read(path: str | os.PathLike[str]) -> Contents:
     if first_bytes(path).startswith(b"PK"):
         raise FileError(f"'{name}' is a zip archive, not a pickle of numpy arrays")
 
-    def finish(leaf: Any, place: str) -> Any:
-        try:
-            if isinstance(leaf, _Dtype):
-                return leaf.numpy()
-            return leaf.numpy().item() if leaf.scalar else leaf.numpy()
-        except ValueError as error:
-            raise FileError(f"'{name}' holds an array at {place} that cannot be read: {error}") from error
+    left = MAX_STEPS  # bytes of arrays, with those of the file
 
-    try:
+    def finish(leaf: Any) -> Any:
+        nonlocal left
+        if isinstance(leaf, _Dtype):
+            return leaf.numpy()
+        left -= len(leaf.data) if isinstance(leaf.data, str | bytes) else 0
+        if left < 0:  # arrays may share their bytes, and each may need a copy
+            raise ValueError("the arrays up to it have more bytes than the file")
+        return leaf.numpy().item() if leaf.scalar else leaf.numpy()
+
+    with reading(name):
         with open(name, "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
             unpickled = load(Stream(handle, size, name, size), _TABLE, encoding="latin1")
-    except OSError as error:
-        raise FileError(f"'{name}' cannot be read: {error.strerror or error}") from error
-    return Contents(finished(unpickled, name, finish), unpickled.names)
+        left += size
+        return Contents(finished(unpickled, name, finish), unpickled.names)
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = True) -> _Dtype:

@@ -30,7 +30,6 @@ class Published:
       generator: the config of a generator, `NAME:variant`; empty for a tokenizer.
       overrides: entries of that config that are different here: path -> value.
       vae: the name here of a generator's VAE.
-      within: entries of the file that may hold the weights, the best ones first.
       note: what else one should know.
     """
 
@@ -49,7 +48,6 @@ class Published:
     generator: str = ""
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     vae: str = ""
-    within: tuple[str, ...] = ("ema", "model", "state_dict")
     note: str = ""
 
     def spec(self) -> ConfigDict:

@@ -15,10 +15,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from flax.core import meta
 
 from maskdit.interop.tensors import Tensor
+from maskdit.interop.unpickling import printable
 
 PyTree = Any
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -41,15 +44,20 @@ class TableError(ValueError):
 
     Attributes:
       faults: all lines by group: `unmatched`, `unfilled`, `mis-shaped`, `other values`; groups without any are absent.
+
+    Args:
+      what: the first line.
+      faults: the lines by group.
+      advice: the last line: what to do; empty for none.
     """
 
-    def __init__(self, what: str, faults: Mapping[str, Sequence[str]]):
+    def __init__(self, what: str, faults: Mapping[str, Sequence[str]], advice: str = ""):
         self.faults = {group: tuple(lines) for group, lines in faults.items() if lines}
         text, share = [what], max(3, _SHOWN // max(1, len(self.faults)))
         for group, lines in self.faults.items():
             text += [f"  {_TITLES[group]} ({len(lines)}):", *(f"    {line}" for line in lines[:share])]
             text += [f"    and {len(lines) - share} more"] if len(lines) > share else []
-        super().__init__("\n".join(text))
+        super().__init__("\n".join([*text, advice] if advice else text))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +129,12 @@ class Fixed:
     Attributes:
       source: the published name.
       value: gives the tensor in the published layout.
+      places: of a table of places: the axis that counts them; only for the error message.
     """
 
     source: str
     value: Callable[[], np.ndarray]
+    places: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,22 +205,32 @@ def import_params(table: Table, state: Mapping[str, Tensor], target: PyTree) -> 
       change is returned itself, not a copy.
 
     Raises:
-      TableError: listing tensors that no row matches, parameters that nothing filled, and tensors of another shape, or
-        of other values where the table is fixed or a copy differs.
+      TableError: listing tensors that no row matches, parameters that nothing filled, tensors of another shape, and
+        those of other values: no floats where the parameter is one, not finite, a fixed table or a copy that differs.
     """
     wanted: dict[str, Any] = _flat(meta.unbox(target))
     moves, faults = _plan(table, state, wanted)
     _refuse(faults)
     found = {}
     for path, (row, names) in moves.items():
-        whole = np.concatenate([np.asarray(state[name]) for name in names]) if len(row.sources) > 1 else None
-        first = np.asarray(state[names[0]]) if whole is None else whole
-        for name in names[1:] if row.copies > 1 else ():
-            if not np.array_equal(first, np.asarray(state[name])):
-                faults[OTHER_VALUES].append(f"{name}: differs from {names[0]}, of which it is a copy")
-        found[path] = np.asarray(row.op.forward(first), wanted[path].dtype, order="C")
+        found[path], lines = _read(row, names, state, np.dtype(wanted[path].dtype))
+        faults[OTHER_VALUES] += lines
     _refuse(faults)
     return _nested(found, meta.unbox(target))
+
+
+def _read(row: Row, names: list[str], state: Mapping[str, Tensor], dtype: np.dtype) -> tuple[np.ndarray, list[str]]:
+    """A parameter from its tensors, and what is wrong with their values."""
+    copies = names[1:] if row.copies > 1 else []
+    joined = len(row.sources) > 1
+    first = np.concatenate([np.asarray(state[n]) for n in names]) if joined else np.asarray(state[names[0]])
+    with np.errstate(over="ignore"):  # told below
+        array = np.asarray(row.op.forward(first), dtype, order="C")
+    if not np.isfinite(array).all():
+        told = ", ".join(names if joined else names[:1])
+        return array, [f"{told}: not all its values are finite numbers of {dtype}"]
+    differing = [name for name in copies if not np.array_equal(first, np.asarray(state[name]))]
+    return array, [f"{name}: differs from {names[0]}, of which it is a copy" for name in differing]
 
 
 def export_params(table: Table, params: PyTree, *, fixed: bool = True) -> dict[str, np.ndarray]:
@@ -269,6 +289,8 @@ def _plan(table: Table, state: Mapping[str, Tensor], wanted: Mapping[str, Any]) 
                 faults[UNFILLED].append(f"{path}: the state dict has no {name}")
             elif tuple(state[name].shape) != shape:
                 faults[MISSHAPED].append(_misshaped(row, name, tuple(state[name].shape), shape))
+            elif jnp.issubdtype(leaf.dtype, jnp.floating) and not _is_float(state[name]):
+                faults[OTHER_VALUES].append(f"{name}: holds {state[name].dtype}, the model needs floats")
     used = {name for _, names in moves.values() for name in names}
     for name, tensor in state.items():
         if name not in used:
@@ -301,20 +323,36 @@ def _leftover(table: Table, name: str, tensor: Tensor, wanted: Mapping[str, Any]
             if row.source == name:
                 return _check_fixed(row, tensor)
         elif (path := row.path(name)) in wanted:
-            return UNMATCHED, f"{name}: {path} was filled by another tensor already"
+            return UNMATCHED, f"{printable(name)}: {path} was filled by another tensor already"
         elif path is not None:
-            return UNMATCHED, f"{name}: the model has no parameter {path}"
-    return UNMATCHED, f"{name}: no row of the table takes it"
+            return UNMATCHED, f"{printable(name)}: the model has no parameter {printable(path)}"
+    return UNMATCHED, f"{printable(name)}: no row of the table takes it"
 
 
 def _check_fixed(row: Fixed, tensor: Tensor) -> tuple[str, str]:
-    value = row.value()
-    if tuple(tensor.shape) != value.shape:
-        return MISSHAPED, f"{row.source}: has shape {tuple(tensor.shape)}, the model computes {value.shape}"
+    value, shape = row.value(), tuple(tensor.shape)
+    if shape != value.shape:
+        line = f"{row.source}: has shape {shape}, the model computes {value.shape}"
+        if row.places is not None and len(shape) == value.ndim:
+            axis = row.places % value.ndim
+            if shape[:axis] + shape[axis + 1 :] == value.shape[:axis] + value.shape[axis + 1 :]:
+                line += (
+                    f": the file is of a grid of {shape[axis]} places, this network of {value.shape[axis]}: another "
+                    "resolution; take another name of `maskdit import --list`, or set "
+                    "--config.task.network.input_size"
+                )
+        return MISSHAPED, line
+    if not _is_float(tensor):
+        return OTHER_VALUES, f"{row.source}: holds {tensor.dtype}, the model computes floats"
     gap = float(np.abs(np.asarray(tensor).astype(np.float64) - value).max())
-    if not gap <= 1e-4:  # also where it is not a number
+    rounding = float(ml_dtypes.finfo(tensor.dtype).eps)  # of the file: its entries are at most 1
+    if not gap <= max(1e-4, rounding):  # also where it is not a number
         return OTHER_VALUES, f"{row.source}: differs by up to {gap:.2g} from the table that the model computes"
     return OTHER_VALUES, ""
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return jnp.issubdtype(tensor.dtype, jnp.floating)
 
 
 def _refuse(faults: Faults) -> None:

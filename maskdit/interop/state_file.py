@@ -4,8 +4,10 @@ The kind is told by the content, not by the name: safetensors, a torch archive, 
 of a model that is cut into shards. Tensors are read from the file each time that they are asked for; nothing is kept.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import re
@@ -18,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from maskdit.interop import numpy_file, torch_file
-from maskdit.interop.tensors import FileError, Tensor, first_bytes
+from maskdit.interop.tensors import FileError, Tensor, check_shape, first_bytes, printable, reading
 
 WITHIN = ("ema", "model", "state_dict")
 """Entries of a training checkpoint that hold weights, the best ones first."""
@@ -28,8 +30,11 @@ _INDEX = ".index.json"
 _SHARD = re.compile(r"-\d+-of-\d+$")
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # the number that such a file begins with, as a pickle writes it
 _HEADER_LIMIT = 100_000_000  # bytes, of the safetensors format
+_JSON_LIMIT = 1 << 25  # bytes; the index of a very large model has ten million, and memory may need 30 times as many
+_NAME_LIMIT = 1000  # letters
 _DEPTH_LIMIT = 64
 _ENTRY_LIMIT = 1_000_000
+_TENSOR_LIMIT = 100_000
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     "U8": np.dtype(np.uint8),
@@ -80,11 +85,9 @@ class _SafeTensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError(f"{self.name} is read from a file, which makes a copy")
-        size = self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
-        try:  # not through a memory map, whose pages would stand in memory beside the copy
+        size = self.dtype.itemsize * math.prod(self.shape)
+        with reading(self.path):  # not through a memory map, whose pages would stand in memory beside the copy
             data = np.fromfile(self.path, np.uint8, size, offset=self.start)
-        except OSError as error:
-            raise FileError(f"{self.path}: {self.name} cannot be read: {error.strerror or error}") from error
         if data.size != size:
             raise FileError(f"{self.path}: {self.name} ends early; the file changed since it was opened")
         array = data.view(self.dtype).reshape(self.shape)
@@ -104,31 +107,39 @@ def open_state(path: str | os.PathLike[str], within: Sequence[str] = WITHIN) -> 
         that holds several candidates.
     """
     path = pathlib.Path(path)
-    try:
+    with reading(path):
         if path.is_dir():
             path = _in_folder(path)
         return _open(path, within)
-    except OSError as error:
-        raise FileError(f"{error.filename or path} cannot be read: {error.strerror or error}") from error
 
 
 def shard_files(path: str | os.PathLike[str]) -> dict[str, str]:
     """The file name of the shard that holds each tensor, from the `weight_map` of an index.
 
     Raises:
-      FileError: a file that is no such index, and a shard that would not lie beside it.
+      FileError: a file that is no such index or larger than one, and a shard that would not lie beside it.
     """
+    with open(path, "rb") as file:
+        text = file.read(_JSON_LIMIT + 1)
+    if len(text) > _JSON_LIMIT:
+        raise FileError(
+            f"{path} begins as an index of shards does, but an index has at most {_JSON_LIMIT} bytes: check what was "
+            "downloaded"
+        )
     try:
-        places = json.loads(pathlib.Path(path).read_bytes())["weight_map"]
+        places = json.loads(text)["weight_map"]
         if not places or not all(isinstance(name, str) for name in places.values()):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileError(
             f"{path} is no index of a model in shards: it should be JSON with a 'weight_map' of tensors and files"
         ) from error
-    for name in places.values():
-        if name in ("", ".", "..") or re.search(r"[/\\:\0]", name):
-            raise FileError(f"{path} names the shard '{name}', which does not lie beside it; this is refused")
+    _check_names(path, places)
+    for name in set(places.values()):
+        if name in ("", ".", "..") or re.search(r"[/\\:\0]", name) or not name.isprintable():
+            raise FileError(
+                f"{path} names the shard '{printable(name)}', which does not lie beside it; this is refused"
+            )
     return places
 
 
@@ -167,8 +178,10 @@ def _in_folder(folder: pathlib.Path) -> pathlib.Path:
     if len(names) == 1:
         return folder / names[0]
     if names:
-        raise FileError(f"{folder} holds several files of weights: {', '.join(names)}; name one of them")
-    inner = ", ".join(entry.name for entry in entries if entry.is_dir())
+        raise FileError(
+            f"{folder} holds several files of weights: {', '.join(map(printable, names))}; name one of them"
+        )
+    inner = ", ".join(printable(entry.name) for entry in entries if entry.is_dir())
     hint = f"; name one of its folders instead: {inner}" if inner else ""
     raise FileError(f"{folder} holds no file of weights ({', '.join((*_SUFFIXES, _INDEX))}){hint}")
 
@@ -199,43 +212,65 @@ def _is_safetensors(head: bytes) -> bool:
     return len(head) > 8 and 2 <= struct.unpack("<Q", head[:8])[0] <= _HEADER_LIMIT and head[8:9] == b"{"
 
 
+def _check_names(path: str | os.PathLike[str], names: Iterable[str]) -> None:
+    """Refuses names that a message or a list could not show, whatever kind of file they stand in."""
+    for name in names:
+        if len(name) > _NAME_LIMIT or not name.isprintable():
+            raise FileError(
+                f"{path} holds a tensor of the name '{printable(name)}', which is not a line of up to {_NAME_LIMIT} "
+                "printable letters: save it again with plain names"
+            )
+
+
 def _safetensors(path: pathlib.Path) -> dict[str, Tensor]:
+    size = _header_size(path)
+    if size > _JSON_LIMIT:
+        raise FileError(f"{path} has a header of {size} bytes, and {_JSON_LIMIT} are the most that is read")
     try:
         with safe_open(path, framework="numpy"):  # checks that the header is sound and covers the file
             pass
-        start, header = _header(path)
-    except (SafetensorError, ValueError) as error:
-        raise FileError(_damage(path) or f"{path} is a damaged safetensors file: {error}; fetch it again") from error
+        header = _header(path)
+    except (SafetensorError, ValueError, RecursionError) as error:
+        damage = _damage(path) or f"{path} is a damaged safetensors file: {printable(str(error))}; fetch it again"
+        raise FileError(damage) from error
+    _check_names(path, header)
     tensors: dict[str, Tensor] = {}
     for name, entry in header.items():
         if entry["dtype"] not in _DTYPES:
             known = ", ".join(_DTYPES)
-            raise FileError(f"{path}: {name} has the dtype {entry['dtype']}; {known} are read")
-        place = start + entry["data_offsets"][0]
-        tensors[name] = _SafeTensor(str(path), name, tuple(entry["shape"]), _DTYPES[entry["dtype"]], place)
+            raise FileError(f"{path}: {name} has the dtype {printable(entry['dtype'])}; {known} are read")
+        place, shape = 8 + size + entry["data_offsets"][0], tuple(entry["shape"])
+        try:
+            check_shape(shape)
+        except ValueError as error:
+            raise FileError(f"{path}: {name} cannot be read: {error}") from error
+        tensors[name] = _SafeTensor(str(path), name, shape, _DTYPES[entry["dtype"]], place)
     if not tensors:
         raise FileError(f"{path} holds no tensors")
     return tensors
 
 
-def _header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file begin, and its entries."""
+def _header_size(path: pathlib.Path) -> int:
+    """Bytes of the header of a safetensors file, behind the eight that tell them."""
+    return struct.unpack("<Q", first_bytes(path, 8))[0]
+
+
+def _header(path: pathlib.Path) -> dict[str, Any]:
+    """The entries of a safetensors file."""
     with path.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
+        file.seek(8)
+        header = json.loads(file.read(_header_size(path)))
     header.pop("__metadata__", None)
-    return 8 + size, header
+    return header
 
 
 def _damage(path: pathlib.Path) -> str:
     """What is wrong with a file that is shorter than it says; empty where it is not."""
     size = path.stat().st_size
-    try:
-        start, header = _header(path)
-        expected = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        with path.open("rb") as file:
-            expected = 8 + struct.unpack("<Q", file.read(8))[0]
+    expected = 8 + _header_size(path)
+    broken = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
+    with contextlib.suppress(*broken):  # a header that is cut, or no header
+        expected += max((entry["data_offsets"][1] for entry in _header(path).values()), default=0)
     if size >= expected:
         return ""
     return f"{path} ends after {size} bytes of at least {expected}, such as half a download; fetch it again"
@@ -277,24 +312,35 @@ def _chosen(path: pathlib.Path, tree: Any, within: Sequence[str]) -> tuple[str, 
 def _flat(path: pathlib.Path, tree: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, tensor in _tensors(path, tree):
+        _check_names(path, (name,))
         if name in tensors:
             raise FileError(f"{path} holds two tensors of the name {name}")
         tensors[name] = tensor
+        if len(tensors) > _TENSOR_LIMIT:
+            raise FileError(f"{path} holds more than {_TENSOR_LIMIT} tensors, which no model has")
     return tensors
 
 
 def _tensors(path: pathlib.Path, tree: Any) -> Iterator[tuple[str, Tensor]]:
     """The tensors of dicts, lists and tuples with their names; what is no tensor is left out."""
-    left: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    names: list[str] = []
     seen = 0
-    while left:
-        names, value = left.pop()
+
+    def visit(value: Any) -> Iterator[tuple[str, Tensor]]:
+        nonlocal seen
         seen += 1
-        if len(names) > _DEPTH_LIMIT or seen > _ENTRY_LIMIT:  # a pickle can hold itself
+        if len(names) > _DEPTH_LIMIT or seen > _ENTRY_LIMIT:  # a tree can hold itself
             raise FileError(f"{path} is nested without end, which no file of weights is")
+        items: Iterable[tuple[Any, Any]] = ()
         if isinstance(value, Mapping):
-            left += [((*names, str(key)), inner) for key, inner in reversed(list(value.items()))]
+            items = value.items()
         elif isinstance(value, list | tuple):
-            left += [((*names, str(i)), inner) for i, inner in reversed(list(enumerate(value)))]
+            items = enumerate(value)
         elif isinstance(value, Tensor) and not isinstance(value, np.generic):
             yield ".".join(names), value
+        for key, inner in items:
+            names.append(str(key))
+            yield from visit(inner)
+            names.pop()
+
+    yield from visit(tree)

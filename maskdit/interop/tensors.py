@@ -1,10 +1,17 @@
 """What a file of published weights gives: nested containers whose tensors are read when they are asked for."""
 
+import contextlib
 import dataclasses
+import math
 import os
+import stat
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+_MAX_RANK = 32
+_MAX_ENTRIES = 1 << 48
 
 
 class FileError(ValueError):
@@ -46,9 +53,12 @@ def first_bytes(path: str | os.PathLike[str], count: int = 512) -> bytes:
 
     Raises:
       FileError: for a file that is not there, cannot be read, is empty, or is what a failed download leaves behind: an
-        HTML page or the pointer of git-lfs.
+        HTML page or the pointer of git-lfs; and for what is no file but a pipe or a device.
     """
     try:
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):  # to open a pipe may wait for ever
+            raise FileError(f"'{os.fspath(path)}' is a pipe or a device, not a file: save it as a file first")
         with open(path, "rb") as handle:
             head = handle.read(count)
     except FileNotFoundError as error:
@@ -69,3 +79,38 @@ def first_bytes(path: str | os.PathLike[str], count: int = 512) -> bytes:
             "file again"
         )
     return head
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Gives what may end the reading of any file, such as too little memory, as a `FileError` that names the file."""
+    name = os.fspath(path)
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"'{error.filename or name}' cannot be read: {error.strerror or error}") from error
+    except (MemoryError, RecursionError, OverflowError) as error:
+        raise FileError(
+            f"'{name}' needs more memory than there is, or larger numbers ({type(error).__name__}): it is damaged, or "
+            "too much for this machine"
+        ) from error
+
+
+def check_shape(shape: Any) -> None:
+    """Refuses what is no shape of a tensor that could stand in a file.
+
+    Raises:
+      ValueError: for what is no tuple of sizes from 0 up, has too many axes, or too many entries where the axes of
+        size 0 are left out.
+    """
+    if type(shape) is not tuple or len(shape) > _MAX_RANK:
+        raise ValueError(f"its shape is no tuple of up to {_MAX_RANK} sizes")
+    if not all(type(length) is int and 0 <= length <= _MAX_ENTRIES for length in shape):  # before they are multiplied
+        raise ValueError("its shape has a size that is no number from 0 up, or too large")
+    if math.prod(length for length in shape if length) > _MAX_ENTRIES:
+        raise ValueError(f"its shape {shape} is too large")
+
+
+def printable(text: str) -> str:
+    """A name out of a file as a message can hold it: one line, not long, nothing that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])

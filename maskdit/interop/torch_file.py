@@ -9,21 +9,19 @@ import math
 import os
 import struct
 import sys
-import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from maskdit.interop.tensors import Contents, FileError, first_bytes
-from maskdit.interop.unpickling import Build, Leaf, Stream, finished, load, ordered_dict, printable
+from maskdit.interop.pickle_tree import finished
+from maskdit.interop.tensors import Contents, FileError, check_shape, first_bytes, printable, reading
+from maskdit.interop.torch_zip import MAGIC, Place, files_in
+from maskdit.interop.unpickling import Build, Leaf, Stream, load, ordered_dict
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of the older layout
-_ZIP = b"PK\3\4"
 _PICKLE_PIECE = 1 << 26  # bytes; a string of a state dict has less than a hundred
-_MAX_RANK = 32
-_MAX_ENTRIES = 1 << 48  # of a tensor without entries, the axes that are not 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +57,6 @@ class _View(Leaf):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
-    """Where the bytes of a storage lie in the file."""
-
-    start: int
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
 class FileTensor:
     """A tensor in a torch file; `maskdit.interop.tensors.Tensor`.
 
@@ -89,13 +79,10 @@ class FileTensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("a tensor in a file cannot be had without a copy")
-        flat = np.empty(_span(self.shape, self.strides), self.dtype)
-        try:
-            with open(self.path, "rb") as handle:
-                handle.seek(self.start)
-                read = handle.readinto(flat.view(np.uint8).data)
-        except OSError as error:
-            raise FileError(f"'{self.path}' cannot be read: {error.strerror or error}") from error
+        with reading(self.path), open(self.path, "rb") as handle:
+            flat = np.empty(_span(self.shape, self.strides), self.dtype)
+            handle.seek(self.start)
+            read = handle.readinto(flat.view(np.uint8).data)
         if read != flat.nbytes:
             raise FileError(f"'{self.path}' changed while it was read: the file became shorter")
         if self.swapped and self.dtype.itemsize > 1:
@@ -122,25 +109,19 @@ def read(path: str | os.PathLike[str]) -> Contents:
     """
     name = os.fspath(path)
     head = first_bytes(path)
-    try:
-        with open(name, "rb") as handle:
-            size = os.fstat(handle.fileno()).st_size
-            return _read_zip(name, handle, size) if head.startswith(_ZIP) else _read_legacy(name, handle, size, head)
-    except OSError as error:
-        raise FileError(f"'{name}' cannot be read: {error.strerror or error}") from error
+    with reading(name), open(name, "rb") as handle:
+        size = os.fstat(handle.fileno()).st_size
+        return _read_zip(name, handle, size) if head.startswith(MAGIC) else _read_legacy(name, handle, size, head)
 
 
-def _contents(unpickled: Any, path: str, size: int, places: Mapping[str, _Place], swapped: bool) -> Contents:
-    def finish(leaf: Any, place: str) -> FileTensor:
-        try:
-            return _tensor(leaf, path, size, places, swapped)
-        except ValueError as error:
-            raise FileError(f"'{path}' holds a damaged tensor at {place}: {error}") from error
+def _contents(unpickled: Any, path: str, size: int, places: Mapping[str, Place], swapped: bool) -> Contents:
+    def finish(leaf: Any) -> FileTensor:
+        return _tensor(leaf, path, size, places, swapped)
 
     return Contents(finished(unpickled, path, finish), unpickled.names)
 
 
-def _tensor(leaf: _View | _Storage, path: str, size: int, places: Mapping[str, _Place], swapped: bool) -> FileTensor:
+def _tensor(leaf: _View | _Storage, path: str, size: int, places: Mapping[str, Place], swapped: bool) -> FileTensor:
     if isinstance(leaf, _Storage):
         leaf = _View(leaf, leaf.dtype, 0, (leaf.count,), (1,))
     storage = leaf.storage
@@ -152,9 +133,10 @@ def _tensor(leaf: _View | _Storage, path: str, size: int, places: Mapping[str, _
         raise ValueError(f"its storage should have {first + count} bytes and has {place.size}")
     width = leaf.dtype.itemsize
     if math.prod(leaf.shape) * width > size:
-        raise ValueError(f"its shape {leaf.shape} is larger than the whole file")
+        raise ValueError(f"its shape {printable(str(leaf.shape))} is larger than the whole file")
     if (leaf.offset + _span(leaf.shape, leaf.strides)) * width > count:
-        raise ValueError(f"its shape {leaf.shape} with strides {leaf.strides} reaches beyond its storage")
+        shape, strides = (printable(str(numbers)) for numbers in (leaf.shape, leaf.strides))
+        raise ValueError(f"its shape {shape} with strides {strides} reaches beyond its storage")
     # A stride that no step takes may be any number; with 0 it fits numpy's.
     steps = zip(leaf.shape, leaf.strides, strict=True)
     taken = tuple(step if length > 1 and 0 not in leaf.shape else 0 for length, step in steps)
@@ -172,13 +154,13 @@ def _span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 def _read_zip(path: str, handle: BinaryIO, size: int) -> Contents:
-    entries = _entries(path, handle, size)
+    entries = files_in(path, handle, size)
     pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         some = printable(", ".join(list(entries)[:3]))
         raise FileError(f"'{path}' is a zip archive with {len(pickles)} data.pkl ({some}): no file of torch.save")
     root = pickles[0].removesuffix("data.pkl")
-    order = entries.get(f"{root}byteorder", _Place(0, 0))
+    order = entries.get(f"{root}byteorder", Place(0, 0))
     handle.seek(order.start)
     big = handle.read(min(order.size, 16)).strip() == b"big"
     place = entries[pickles[0]]
@@ -187,39 +169,6 @@ def _read_zip(path: str, handle: BinaryIO, size: int) -> Contents:
     start = f"{root}data/"
     places = {name.removeprefix(start): place for name, place in entries.items() if name.startswith(start)}
     return _contents(unpickled, path, size, places, big != (sys.byteorder == "big"))
-
-
-def _entries(path: str, handle: BinaryIO, size: int) -> dict[str, _Place]:
-    """Name -> place of all files in a zip archive."""
-    try:
-        with zipfile.ZipFile(handle) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:  # its directory is at the end
-        raise FileError(f"'{path}' ends early or is damaged, as half a download is: download it again") from error
-    if any(info.filename.split("/")[-1] == "constants.pkl" for info in infos):
-        raise FileError(
-            f"'{path}' is a TorchScript archive, a program with its weights: save model.state_dict() with torch.save"
-        )
-    entries: dict[str, _Place] = {}
-    end = 0
-    for info in sorted(infos, key=lambda info: info.header_offset):
-        name = printable(info.filename)
-        if info.flag_bits & 1:
-            raise FileError(f"'{path}' is encrypted ({name}): decrypt it first")
-        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-            raise FileError(f"'{path}' is compressed ({name}), which torch's files are not: unpack it first")
-        if info.orig_filename in entries:
-            raise FileError(f"'{path}' holds two files of the name {name}: it is damaged")
-        handle.seek(max(0, info.header_offset))
-        local = handle.read(30)
-        if len(local) < 30 or not local.startswith(_ZIP) or info.header_offset < end:
-            raise FileError(f"'{path}' is damaged at {name}: download it again")
-        start = info.header_offset + 30 + sum(struct.unpack("<2H", local[26:]))
-        end = start + info.file_size
-        if end > size:
-            raise FileError(f"'{path}' is damaged at {name}: download it again")
-        entries[info.orig_filename] = _Place(start, info.file_size)
-    return entries
 
 
 # --- the older layout ----------------------------------------------------------------------------------------------
@@ -239,7 +188,7 @@ def _read_legacy(path: str, handle: BinaryIO, size: int, head: bytes) -> Content
     next_pickle()  # the machine that wrote it; storages are little-endian on all
     unpickled = next_pickle()
     keys = next_pickle().root
-    places: dict[str, _Place] = {}
+    places: dict[str, Place] = {}
     for key in keys if isinstance(keys, list) else [None]:
         if type(key) is not str or key not in kinds or key in places:
             raise FileError(f"'{path}' has a damaged list of storages: download it again")
@@ -250,7 +199,7 @@ def _read_legacy(path: str, handle: BinaryIO, size: int, head: bytes) -> Content
             raise FileError(f"'{path}' ends early, as half a download does: download it again")
         if struct.unpack("<q", header) != (count,):
             raise FileError(f"'{path}' has a storage of another size than its pickle says: download it again")
-        places[key] = _Place(start, count * dtype.itemsize)
+        places[key] = Place(start, count * dtype.itemsize)
         handle.seek(start + count * dtype.itemsize)
     return _contents(unpickled, path, size, places, sys.byteorder == "big")
 
@@ -277,9 +226,9 @@ def _persistent(kinds: dict[str, tuple[np.dtype, int]]) -> Any:
         return _Storage(key, kind.dtype, offset, count)
 
     def persistent(pid: Any) -> Any:
-        if type(pid) is tuple and pid[:1] == ("storage",):
+        if pid[:1] == ("storage",):
             return storage(*pid[1:])
-        if type(pid) is tuple and pid[:1] == ("module",):
+        if pid[:1] == ("module",):
             return pid[1]  # a class, with its source code behind it
         raise ValueError("a reference to no storage")
 
@@ -301,11 +250,10 @@ def _rebuild_v3(
 
 
 def _view(storage: _Storage, dtype: np.dtype, offset: Any, shape: Any, strides: Any) -> _View:
-    if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > _MAX_RANK:
+    check_shape(shape)
+    if type(strides) is not tuple or len(shape) != len(strides):
         raise ValueError("a tensor whose shape and strides do not agree")
-    _check(offset, *shape, *strides)
-    if math.prod(length for length in shape if length) > _MAX_ENTRIES:
-        raise ValueError("a tensor of a shape too large")
+    _check(offset, *strides)
     return _View(storage, dtype, offset, shape, strides)
 
 
@@ -321,15 +269,19 @@ def _parameter(data: Any, *rest: Any) -> Any:
 
 
 def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    if not isinstance(function, Build) or type(args) is not tuple:
+    # Only what makes a tensor without calling anything itself, and reads no more than a few of its arguments.
+    if not isinstance(function, Build) or function.make not in _REBUILDERS or type(args) is not tuple:
         raise ValueError("a tensor of a kind that is not known")
     return _parameter(function.make(*args))
+
+
+_REBUILDERS = (_rebuild, _rebuild_v3, _parameter)
 
 
 def _size(lengths: Any = ()) -> tuple[int, ...]:
     if type(lengths) not in (tuple, list):
         raise ValueError("a torch.Size of no numbers")
-    _check(*lengths)
+    check_shape(tuple(lengths))
     return tuple(lengths)
 
 

@@ -7,14 +7,14 @@ global is a value of the reader's table, or a placeholder.
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, ClassVar
 
-from maskdit.interop.tensors import FileError
+from maskdit.interop.tensors import FileError, printable
 
 MAX_STEPS = 2_000_000
 """Opcodes of a pickle, and entries of its tree. A tensor of a state dict needs about 40, an entry of a list one."""
-MAX_DEPTH = 64
+_KEY_LIMIT = 1024  # letters
 _KEYS = (str, int, float, bool, bytes, type(None))
 
 
@@ -47,7 +47,7 @@ class Build:
     make: Callable[..., Any]
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Placeholder:
     """A class or function that is not built, and what the pickle would have made with it. Does nothing.
 
@@ -65,29 +65,30 @@ class Stream:
 
     Attributes:
       path: for messages.
+      left: bytes that are not read yet.
     """
 
     def __init__(self, handle: BinaryIO, size: int, path: str, largest: int):
         self.path = path
+        self.left = size
         self._handle = handle
-        self._left = size
         self._largest = largest
 
     def read(self, count: int) -> bytes:
         """Exactly `count` bytes."""
-        if count <= self._left:
+        if count <= self.left:
             if count > self._largest:
                 raise FileError(f"'{self.path}' holds a piece of {count} bytes in its pickle, more than weights need")
             data = self._handle.read(count)
-            self._left -= count
+            self.left -= count
             if len(data) == count:
                 return data
         raise FileError(f"'{self.path}' ends early, as half a download does: download it again")
 
     def readline(self) -> bytes:
         """All up to the end of the line, with it."""
-        line = self._handle.readline(min(self._left, self._largest))
-        self._left -= len(line)
+        line = self._handle.readline(min(self.left, self._largest))
+        self.left -= len(line)
         if not line.endswith(b"\n"):
             raise FileError(f"'{self.path}' ends early, as half a download does: download it again")
         return line
@@ -152,6 +153,8 @@ class _Unpickler(pickle._Unpickler):
         self._stream = stream
         self._table = table
         self._persistent = persistent
+        self._entries_left = MAX_STEPS
+        self._bytes_left = stream.left + MAX_STEPS
         self._names: dict[str, None] = {}
         self._dropped: list[Placeholder] = []
 
@@ -174,14 +177,36 @@ class _Unpickler(pickle._Unpickler):
         try:
             return self._table[module, name]
         except KeyError:
-            dotted = printable(f"{module}.{name}")
+            dotted = printable(f"{module[:_KEY_LIMIT]}.{name[:_KEY_LIMIT]}")
             self._names[dotted] = None
             return self._placeholder(dotted)
 
     def persistent_load(self, pid: Any) -> Any:
         if self._persistent is None:
             raise ValueError("a reference to something outside the pickle")
+        if type(pid) is not tuple:
+            raise ValueError("a reference that is no tuple")
+        self._charge(pid)
         return self._persistent(pid)
+
+    def _charge(self, args: tuple[Any, ...]) -> None:
+        """Counts what a call may read or copy of its arguments, which cost the file nothing where they are in its memo.
+
+        What is written once for each call never counts for more than the opcodes and the bytes of the pickle.
+        """
+        self._entries_left -= len(args)
+        for part in args if self._entries_left >= 0 else ():
+            if type(part) in (str, bytes):
+                self._bytes_left -= len(part)
+            elif type(part) is int:
+                self._bytes_left -= part.bit_length() // 8
+            elif type(part) in (list, tuple, dict, set, frozenset):
+                self._entries_left -= len(part)
+        if self._entries_left < 0 or self._bytes_left < 0:
+            raise FileError(
+                f"'{self._stream.path}' calls for the same values over and over, for more than the file holds: these "
+                "are no weights"
+            )
 
     def _placeholder(self, name: str, *parts: Any) -> Placeholder:
         made = Placeholder(name, list(parts))
@@ -195,6 +220,7 @@ class _Unpickler(pickle._Unpickler):
             return self._placeholder(function.name, function, args)
         if not isinstance(function, Build):
             raise ValueError(f"a call of a {type(function).__name__}")
+        self._charge(args)
         made = function.make(*args)
         self._placeholder("an argument that is not used", args)
         return made
@@ -297,101 +323,30 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _keys(keys: list[Any]) -> list[Any]:
-    """The keys, which must be cheap to hash: a nest of tuples takes time without end, or the stack of the process."""
+    """The keys, which must be cheap to hash and to compare, however often: no nests, nothing long.
+
+    Of tuples only those of strings, whose hashes a file cannot foresee: many keys of one hash take time without end.
+    """
     for key in keys:
-        parts = key if type(key) is tuple else (key,)
-        if not all(type(part) in _KEYS or type(part) is Placeholder for part in parts):
+        if type(key) is tuple:
+            if len(key) > _KEY_LIMIT or not all(type(part) is str for part in key):
+                raise ValueError("a tuple as key that is not of a few strings")
+            length = sum(map(len, key))
+        elif type(key) in _KEYS or type(key) is Placeholder:
+            length = len(key) if type(key) in (str, bytes) else 0
+        else:
             raise ValueError(f"a {type(key).__name__} as key")
-        if any(type(part) is int and part.bit_length() > 64 for part in parts):
-            raise ValueError("a key of more than 64 bits")
+        if length > _KEY_LIMIT or (type(key) is int and key.bit_length() > 64):
+            raise ValueError(f"a key of more than {_KEY_LIMIT} letters or 64 bits")
     return keys
 
 
 def ordered_dict(items: Any = ()) -> dict[Any, Any]:
     """A `collections.OrderedDict` from nothing, as pickles of Python 3 make it, or from pairs, as those of Python 2."""
-    pairs = [tuple(item) for item in items]
-    _keys([key for key, _ in pairs])
-    return dict(pairs)
-
-
-def finished(unpickled: Unpickled, path: str, finish: Callable[[Any, str], Any]) -> Any:
-    """The tree of a pickle with its leaves finished.
-
-    Args:
-      unpickled: what `load` gave.
-      path: the file, for messages.
-      finish: a leaf, and its place for messages, to what stands in the tree for it.
-
-    Raises:
-      FileError: for a tree that is nested too deep, holds itself, or is the same few containers over and over; and for
-        a leaf that stands within a placeholder alone.
-    """
-    found: set[int] = set()
-    places: dict[int, str] = {}
-    names: list[Any] = []  # the keys that lead to the value
-    left = min(10 * unpickled.steps, MAX_STEPS)  # more entries than opcodes come only of containers used again
-
-    def visit(value: Any) -> Any:
-        if isinstance(value, Leaf):
-            found.update(map(id, (value, *value.made_of)))
-            return finish(value, _place(names))
-        if type(value) is Placeholder:
-            places.setdefault(id(value), _place(names))
-        elif type(value) is dict:
-            return dict(zip(value, tuple(entries(value.items())), strict=True))
-        elif type(value) in (list, tuple):
-            return type(value)(entries(enumerate(value)))
-        return value
-
-    def entries(items: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
-        nonlocal left
-        for key, value in items:
-            left -= 1
-            if len(names) == MAX_DEPTH or left < 0:
-                raise FileError(f"'{path}' holds containers nested without end: these are no weights")
-            names.append(key)
-            yield visit(value)
-            names.pop()
-
-    tree = visit(unpickled.root)
-    placed = sorted(unpickled.dropped, key=lambda holder: id(holder) not in places)
-    for holder, leaf in _leaves(placed):
-        if leaf.is_tensor and id(leaf) not in found:
-            where = f" (at {places[id(holder)]})" if id(holder) in places else ""
-            raise FileError(
-                f"'{path}' holds a tensor that only {holder.name}{where} leads to, which is not built because no code "
-                "of a file is run: save it again as a dict of tensors, such as model.state_dict()"
-            )
-    return tree
-
-
-def _leaves(holders: list[Placeholder]) -> Iterator[tuple[Placeholder, Leaf]]:
-    """The leaves within placeholders, each once, with the first placeholder that leads there."""
-    seen: set[int] = set()
-    for holder in holders:
-        stack: list[Any] = [holder]
-        while stack:
-            value = stack.pop()
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, Leaf):
-                yield holder, value
-            elif type(value) is Placeholder:
-                stack += value.parts
-            elif type(value) is dict:
-                stack += [*value.keys(), *value.values()]
-            elif type(value) in (list, tuple, set, frozenset):
-                stack += value
-
-
-def _place(names: list[Any]) -> str:
-    return ".".join(printable(str(name)) if type(name) in (str, int) else "?" for name in names) or "the top level"
-
-
-def printable(text: str) -> str:
-    """A name out of a file as a message can hold it: one line, not long, nothing that a terminal obeys."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
+    if type(items) not in (list, tuple) or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in items):
+        raise ValueError("an OrderedDict of no pairs")
+    _keys([key for key, _ in items])
+    return dict(items)
 
 
 def _line(error: Exception) -> str:

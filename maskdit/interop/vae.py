@@ -17,6 +17,23 @@ COMPVIS_GROUPS = 32
 COMPVIS_UNUSED = (r"loss\..*", r"discriminator\..*", r"model_ema\..*", r"foundation_model\..*", r"linear_proj\..*")
 """What stands beside an autoencoder in training checkpoints: losses, averages, VA-VAE's teacher and its projection."""
 
+DIFFUSERS_HELD = (
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "in_channels",
+    "out_channels",
+    "latent_channels",
+    "norm_num_groups",
+    "act_fn",
+    "scaling_factor",
+    "shift_factor",
+    "use_quant_conv",
+    "use_post_quant_conv",
+)
+"""Entries of diffusers' configuration that say what the weights are for; its `sample_size` binds nothing."""
+
 
 def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     """The spec of the autoencoder that a published configuration describes.
@@ -29,11 +46,6 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
       LayoutError: for a variant of the network that `VAE` does not have.
     """
     return _from_compvis(config) if "ch_mult" in config else _from_diffusers(config)
-
-
-def table(config: Mapping[str, Any]) -> Table:
-    """The rows that belong to a published configuration, of either kind."""
-    return compvis(config) if "ch_mult" in config else diffusers(config)
 
 
 def _from_diffusers(config: Mapping[str, Any]) -> ConfigDict:

@@ -23,6 +23,7 @@ import numpy as np
 from maskdit import config as configs
 from maskdit import importing
 from maskdit.interop import layouts, published, torch_save
+from maskdit.interop.atomic import ending_on_sigterm
 from maskdit.interop.tensors import Tensor
 from maskdit.performance.subject import BenchError
 from maskdit.performance.timing import Spread
@@ -106,7 +107,7 @@ def measure(rounds: int, scratch: str | None = None, case: Case | None = None) -
     parameters = network_bytes + vae_bytes
     _check_room(root, 2 * parameters + _MARGIN)
     rows = []
-    with importing.ending_on_sigterm(), tempfile.TemporaryDirectory(prefix="maskdit-import-", dir=root) as folder:
+    with ending_on_sigterm(), tempfile.TemporaryDirectory(prefix="maskdit-import-", dir=root) as folder:
         scene = pathlib.Path(folder)
         tokenizer = _imported_vae(scene, case, vae)
         overrides = [f"--config.{path}={text}" for path, text in (*case.overrides, ("task.tokenizer", tokenizer))]

@@ -18,7 +18,7 @@ from maskdit.model import ModelError
 from maskdit.tasks.task import Context, check_labels
 from maskdit.tokenizers.pixels import to_float
 from maskdit.training import placement
-from maskdit.training.mesh import MeshShape, replicated
+from maskdit.training.mesh import MeshShape, replicated, unboxed
 from maskdit.training.optim import Group
 
 
@@ -70,10 +70,15 @@ class Classifier:
     def freeze(
         self, draw: Draw, images: Callable[[], Iterable[Any]], given: Mapping[str, Any] = MappingProxyType({})
     ) -> dict[str, PyTree]:
-        """The tokenizer's variables, given or fitted to the training images; nothing without a tokenizer."""
-        if self.tokenizer is None or "tokenizer" in given:
-            return {name: weights.tree for name, weights in given.items()}
-        return {"tokenizer": self.tokenizer.fit(images())}
+        """The tokenizer's variables, given or fitted to the training images; nothing without a tokenizer. Draws:
+        `tokenizer`.
+        """
+        if self.tokenizer is None:
+            return {}
+        if "tokenizer" not in given:
+            return {"tokenizer": self.tokenizer.fit(images())}
+        key, image = draw.init_key("tokenizer"), to_float(jnp.asarray(next(iter(images()))[:1]))
+        return {"tokenizer": given["tokenizer"].over(lambda: unboxed(self.tokenizer.init(key, image)))}
 
     def check(self, batch: Mapping[str, Any], vocabulary: Mapping[str, tuple[str, ...]]) -> None:
         """Holds the data's labels against what the network expects.

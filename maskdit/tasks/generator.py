@@ -9,7 +9,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
 from maskdit.model import GeneratorModel
@@ -74,12 +73,7 @@ class Generator:
         side = self.layout.shape[0] * self.tokenizer.latent.downsample
         key, image = draw.init_key("tokenizer"), jnp.zeros((1, side, side, 3))
         if "tokenizer" in given:
-            shapes = unboxed(jax.eval_shape(self.tokenizer.init, key, image))
-            leaves = given["tokenizer"].fitting(shapes)
-            if leaves.keys() == flatten_dict(shapes, sep="/").keys():
-                return {"tokenizer": unflatten_dict(leaves, sep="/")}
-            fresh = flatten_dict(unboxed(jax.jit(self.tokenizer.init)(key, image)), sep="/")
-            return {"tokenizer": unflatten_dict({**fresh, **leaves}, sep="/")}
+            return {"tokenizer": given["tokenizer"].over(lambda: unboxed(self.tokenizer.init(key, image)))}
         variables = unboxed(jax.jit(self.tokenizer.init)(key, image))
         if jax.tree.leaves(variables):
             _LOG.warning(

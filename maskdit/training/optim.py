@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from maskdit.config import ConfigError
 from maskdit.contracts import Array, PyTree
 
 
@@ -165,26 +166,33 @@ class Group:
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.start < 0:
-            raise ValueError(f"a group's every is 1 or more and its start 0 or more, got {self.every} and {self.start}")
-        if any(isinstance(pair, str) or len(pair) != 2 or pair[1] < 0 for pair in self.rates):
-            raise ValueError(f"a group's rates are pairs (pattern, factor of 0 or more), got {self.rates!r}")
+            raise ConfigError(
+                f"a group's every is 1 or more and its start 0 or more, got {self.every} and {self.start}"
+            )
+        if not all(_is_rate(pair) for pair in self.rates):
+            raise ConfigError(f"a group's rates are pairs (pattern, factor of 0 or more), got {self.rates!r}")
+        for pattern in (*self.patterns, *self.frozen, *(pattern for pattern, _ in self.rates)):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ConfigError(f"a group's pattern '{pattern}' is no regular expression: {error}") from error
 
     def select(self, params: PyTree) -> PyTree:
         """The part of a tree of parameters that the group trains.
 
         Raises:
-          ValueError: where nothing matches `patterns`, nothing is left, or a pattern of `frozen` or `rates` is found in
-            no path.
+          ConfigError: where nothing matches `patterns`, nothing is left, or a pattern of `frozen` or `rates` is found
+            in no path.
         """
         leaves = traverse_util.flatten_dict(select(params, self.patterns), sep="/")
         for pattern in (*self.frozen, *(pattern for pattern, _ in self.rates)):
             if not any(re.search(pattern, path) for path in leaves):
-                raise ValueError(
+                raise ConfigError(
                     f"no parameter of the group matches '{pattern}'; paths look like '{next(iter(leaves))}'"
                 )
         left = {path: leaf for path, leaf in leaves.items() if not any(re.search(p, path) for p in self.frozen)}
         if not left:
-            raise ValueError(f"frozen={self.frozen} leaves nothing to train")
+            raise ConfigError(f"frozen={self.frozen} leaves nothing to train")
         return traverse_util.unflatten_dict(left, sep="/")
 
     def transform(self, horizon: int) -> optax.GradientTransformation:
@@ -195,6 +203,12 @@ class Group:
     def active(self, step: int) -> bool:
         """Whether the group is updated in a step."""
         return step >= self.start and (step - self.start) % self.every == 0
+
+
+def _is_rate(pair: Any) -> bool:
+    if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str):
+        return False
+    return isinstance(pair[1], int | float) and pair[1] >= 0
 
 
 def _factors(rates: tuple[tuple[str, float], ...]) -> optax.GradientTransformation:
@@ -214,12 +228,12 @@ def select(params: PyTree, patterns: tuple[str, ...]) -> PyTree:
     """The part of a tree of parameters whose leaves' paths match.
 
     Raises:
-      ValueError: where nothing matches.
+      ConfigError: where nothing matches.
     """
     leaves = traverse_util.flatten_dict(params, sep="/")
     chosen = {path: leaf for path, leaf in leaves.items() if any(re.search(p, path) for p in patterns)}
     if not chosen:
-        raise ValueError(f"no parameter matches {patterns}; paths look like '{next(iter(leaves))}'")
+        raise ConfigError(f"no parameter matches {patterns}; paths look like '{next(iter(leaves))}'")
     return traverse_util.unflatten_dict(chosen, sep="/")
 
 

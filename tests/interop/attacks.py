@@ -109,6 +109,111 @@ HARMLESS = {"memo": b"}r" + b"\xff" * 4, "deep calls": b"}" + glob("a", "b") + b
 """What only looks so, of an empty dict."""
 
 
+def memo(place: int, value: bytes) -> bytes:
+    """The opcodes that put a value into the memo, and nothing else."""
+    return value + b"q" + bytes([place]) + b"0"
+
+
+def often(call: bytes, times: int = 4000) -> bytes:
+    """A list of what the opcodes give, many times."""
+    return b"](" + call * times + b"e"
+
+
+def long_int(value: int, size: int) -> bytes:
+    """The opcode of an integer with a byte over and over."""
+    return b"\x8b" + struct.pack("<i", size) + bytes([value]) * size
+
+
+DTYPE = (
+    glob("numpy", "dtype") + text("f4") + b"\x85R(K\x03" + text(">") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+)
+EMPTY_ARRAY = glob("numpy.core.multiarray", "_reconstruct") + glob("numpy", "ndarray") + b"K\x00\x85C\x01b\x87R"
+BYTES = b"B" + struct.pack("<I", 1 << 20) + bytes(1 << 20)
+STATE = b"(K\x01J" + struct.pack("<i", 1 << 18) + b"\x85" + DTYPE + b"\x89" + BYTES + b"t"
+NOTHINGS = b"(" + b"N" * 100_000 + b"t"
+PAIRS = memo(9, b"K\x01K\x02\x86") + b"](" + b"h\x09" * 100_000 + b"e"
+
+REPEATED: dict[str, tuple[str, str, bytes]] = {
+    "bytes as text": (
+        "numpy",
+        "over and over",
+        memo(0, glob("_codecs", "encode"))
+        + memo(1, text("a" * (1 << 20)))
+        + memo(2, text("latin1"))
+        + often(b"h\x00h\x01h\x02\x86R"),
+    ),
+    "one array": ("numpy", "", memo(0, EMPTY_ARRAY + STATE + b"b") + often(b"h\x00")),
+    "one state": ("numpy", "more bytes than the file", memo(0, STATE) + often(EMPTY_ARRAY + b"h\x00b")),
+    "one text of Python 2": (
+        "numpy",
+        "more bytes than the file",
+        memo(0, STATE.replace(BYTES, text("\0" * (1 << 20)))) + often(EMPTY_ARRAY + b"h\x00b"),
+    ),
+    "long sizes": (
+        "numpy",
+        "a size that is no number",
+        memo(0, long_int(0x7F, 1 << 20)) + EMPTY_ARRAY + b"(K\x01(" + b"h\x00" * 32 + b"t" + DTYPE + b"\x89C\x04aaaatb",
+    ),
+    "many axes": ("numpy", "no tuple of up to 32", EMPTY_ARRAY + b"(K\x01" + NOTHINGS + DTYPE + b"\x89C\x00tb"),
+    "deep names": (
+        "numpy",
+        "",
+        memo(0, glob("numpy", "dtype"))
+        + memo(1, text("f4"))
+        + b"".join(b"}" + text("a" * 1000) for _ in range(60))
+        + often(b"h\x00h\x01\x85R", 20_000)
+        + b"s" * 60,
+    ),
+    "long global": (
+        "torch",
+        "",
+        memo(0, text("a" * (1 << 20))) + often(b"h\x00h\x00\x93"),
+    ),
+    "a list as size": (
+        "torch",
+        "32 sizes",
+        memo(0, b"](" + b"K\x01" * 100_000 + b"e") + often(glob("torch", "Size") + b"h\x00\x85R"),
+    ),
+    "pairs": (
+        "torch",
+        "over and over",
+        memo(0, PAIRS) + memo(1, glob("collections", "OrderedDict")) + often(b"h\x01h\x00\x85R"),
+    ),
+    "text as pairs": ("torch", "no pairs", glob("collections", "OrderedDict") + text("a" * (1 << 20)) + b"\x85R"),
+    "long pair": ("torch", "no pairs", glob("collections", "OrderedDict") + b"]" + NOTHINGS + b"a\x85R"),
+    "arguments": (
+        "torch",
+        "over and over",
+        memo(0, NOTHINGS) + memo(1, glob("collections", "defaultdict")) + often(b"h\x01h\x00R"),
+    ),
+    "reference": (
+        "torch",
+        "over and over",
+        memo(0, b"(" + text("module") + b"N" * 100_000 + b"t") + often(b"h\x00Q"),
+    ),
+    "call within a call": (
+        "torch",
+        "not known",
+        memo(0, NOTHINGS)
+        + glob("torch._tensor", "_rebuild_from_type_v2")
+        + b"("
+        + glob("torch._tensor", "_rebuild_from_type_v2")
+        + b"N("
+        + glob("collections", "defaultdict")
+        + b"Nh\x00NtNtR",
+    ),
+    "tuple as key": ("torch", "tuple as key", memo(0, b"(" + text("a") * 2000 + b"t") + b"}" + b"h\x00Ns" * 4000),
+    "numbers as key": ("torch", "tuple as key", b"}K\x01K\x02\x86Ns"),
+    "text as key": (
+        "torch",
+        "a key of more than",
+        memo(0, text("a" * (1 << 20))) + memo(1, text("a" * (1 << 20))) + b"}" + b"h\x00Nsh\x01Ns" * 4000,
+    ),
+}
+"""Name -> the reader, what it says ('' where the file is sound), and opcodes that use one large argument again and
+again. Without bounds each takes minutes, hours or many gigabytes."""
+
+
 @contextlib.contextmanager
 def trap(folder: pathlib.Path) -> Iterator[str]:
     """Gives a command for an attack to run, and fails where it ran, a module was imported or a class changed."""

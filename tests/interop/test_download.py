@@ -1,8 +1,7 @@
 """Downloads from a local server that can resume, cut off, lie and refuse."""
 
-import dataclasses
+import base64
 import hashlib
-import http.server
 import io
 import json
 import logging
@@ -18,67 +17,7 @@ import pytest
 from maskdit.interop import download
 from maskdit.interop.download import DownloadError, fetch
 from maskdit.interop.tensors import FileError
-
-BODY = bytes(range(256)) * 40
-
-
-@dataclasses.dataclass
-class Page:
-    body: bytes = BODY
-    status: int = 200
-    kind: str = "application/octet-stream"
-    version: str | None = '"1"'
-    ranges: bool = True
-    cut: int | None = None  # bytes after which the connection is closed
-    stall: bool = False
-    location: str | None = None
-
-
-class Site(http.server.ThreadingHTTPServer):
-    """Pages by path; `asked` lists paths and the ranges that were asked for."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.pages: dict[str, Page] = {}
-        self.asked: list[tuple[str, str | None]] = []
-        self.over = threading.Event()
-
-    def url(self, path):
-        return f"http://127.0.0.1:{self.server_port}{path}"
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: Site
-
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        self.server.asked.append((self.path, wanted))
-        page = self.server.pages.get(self.path, Page(b"", 404))
-        start = 0
-        if wanted and page.ranges and self.headers.get("If-Range") == page.version:
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        if start and start >= len(page.body):
-            self.send_response(416)
-        else:
-            self.send_response(206 if start else page.status)
-        self.send_header("Content-Type", page.kind)
-        self.send_header("Content-Length", str(len(page.body) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(page.body) - 1}/{len(page.body)}")
-        if page.version:
-            self.send_header("ETag", page.version)
-        if page.location:
-            self.send_header("Location", page.location)
-        self.end_headers()
-        self.wfile.write(page.body[start : page.cut])
-        if page.stall:
-            self.wfile.flush()
-            self.server.over.wait()
-
-    def log_message(self, *_):
-        pass
+from tests.interop.site import BODY, Page, Site
 
 
 @pytest.fixture
@@ -218,6 +157,7 @@ def test_checksums_that_cannot_be_read_are_told(site, cache, text):
     site.pages["/model.pt"] = Page()
     with pytest.raises(DownloadError, match=r"checksums\.json.*repair or delete"):
         fetch(site.url("/model.pt"))
+    assert site.asked == []
 
 
 def test_two_at_one_download_fetch_it_once(site, cache):
@@ -258,6 +198,11 @@ def test_a_shard_elsewhere_is_refused(site, cache, shard):
         (Page(status=403), "not open to everyone"),
         (Page(status=404), "there is no file at"),
         (Page(status=418), "does not give"),
+        (Page(b"", status=204), "it answers 204"),
+        (Page(b"abc", status=206, extent="bytes 5-7/8"), "it answers 206"),
+        (Page(b""), r"gave no weights, and nothing was kept: .* is empty"),
+        (Page(b" <!DOCTYPE html><p>log in"), "gave no weights, and nothing was kept: .* is a web page"),
+        (Page(b"version https://git-lfs.github.com/spec/v1"), "gave no weights, .* is a pointer of git-lfs"),
         (Page(status=429), "run it again later"),
         (Page(status=503), "run it again later"),
         (Page(kind="text/html; charset=utf-8"), "is a web page"),
@@ -272,6 +217,62 @@ def test_what_a_server_refuses_is_told(site, cache, page, says):
         fetch(site.url("/model.pt"))
     assert "path" in str(caught.value)  # the way out
     assert not list(cache.glob("downloads/*/model.pt"))
+    assert not (cache / "checksums.json").exists()
+    site.pages["/model.pt"] = Page()
+    assert fetch(site.url("/model.pt")).read_bytes() == BODY
+
+
+def test_what_is_no_weights_in_the_cache_is_told_with_what_to_delete(site, cache):
+    site.pages["/model.pt"] = Page()
+    path = fetch(site.url("/model.pt"))
+    path.write_bytes(b"")
+    with pytest.raises(DownloadError, match="is empty") as caught:
+        fetch(site.url("/model.pt"))
+    assert f"delete {path} and the entry '{site.url('/model.pt')}' in {cache / 'checksums.json'}" in str(caught.value)
+
+
+def test_a_broken_index_is_told_with_what_to_delete(site, cache):
+    site.pages["/m.index.json"] = Page(b'{"error": "not now"}')
+    with pytest.raises(FileError, match=r"is no index.*delete .*m\.index\.json and the entry"):
+        fetch(site.url("/m.index.json"))
+
+
+def test_logins_and_queries_are_used_and_not_told(site, cache, caplog):
+    site.pages["/a/model.pt?sig=SECRET"] = Page()
+    url = site.url("/a/model.pt?sig=SECRET#SECRET").replace("//", "//me:SECRET@")
+    told = site.url("/a/model.pt?...")
+    with caplog.at_level(logging.DEBUG):
+        path = fetch(url)
+    assert site.logins == ["Basic " + base64.b64encode(b"me:SECRET").decode()]
+    assert "SECRET" not in caplog.text + (cache / "checksums.json").read_text()
+    (entry,) = json.loads((cache / "checksums.json").read_text())
+    assert entry.startswith(told) and entry != told
+
+    messages = []
+    for damage in (b"other", b""):
+        path.write_bytes(damage)
+        messages.append(refusal(url))
+    path.unlink()
+    elsewhere = "ftp://me:SECRET@host/m?sig=SECRET"
+    for page in (
+        Page(BODY[::-1]),
+        Page(cut=10),
+        Page(b"<html>", version=None),
+        Page(kind="text/html"),
+        *(Page(status=status) for status in (403, 404, 418, 503)),
+        Page(status=302, location=elsewhere),
+        Page(status=302, location="http://me:SECRET@127.0.0.1:1/m?sig=SECRET"),
+    ):
+        site.pages["/a/model.pt?sig=SECRET"] = page
+        messages.append(refusal(url))
+    messages += [refusal(elsewhere), refusal("https://me:SEC/RET@host/m"), refusal("http://me:SECRET@127.0.0.1:1/m")]
+    assert not [message for message in messages if "SEC" in message]
+
+
+def refusal(source):
+    with pytest.raises(DownloadError) as caught:
+        fetch(source)
+    return str(caught.value)
 
 
 def test_redirects_are_followed_but_not_out_of_https(site, cache):
@@ -318,6 +319,13 @@ def test_a_server_that_is_off_is_told(site, cache):
     site.socket.close()
     with pytest.raises(DownloadError, match=r"127\.0\.0\.1 cannot be reached.*give its path"):
         fetch(url)
+
+
+def test_a_mistyped_path_is_no_repository(tmp_path, monkeypatch):
+    (tmp_path / "ckpts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for source in ("ckpts/missing", "nowhere/x.pt"):
+        assert refusal(source).startswith(f"there is no file {source}; ")
 
 
 def test_a_path_is_given_back(tmp_path):

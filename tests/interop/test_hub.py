@@ -39,7 +39,7 @@ class FakeHub(types.ModuleType):
 
     def list_repo_files(self, repo_id, *, revision=None, repo_type=None, token=None):
         self._call("list", repo_id, revision)
-        return ["README.md", "config.json", *self.files[COMMITS.get(revision, revision)]]
+        return ["README.md", *self.files[COMMITS.get(revision, revision)]]
 
     def hf_hub_download(self, repo_id, filename, *, subfolder=None, repo_type=None, revision=None):
         self._call(filename, repo_id, revision)
@@ -130,6 +130,32 @@ def test_the_shards_are_of_the_commit_of_the_index(hub):
         ("t/m.safetensors.index.json", "owner/name", "main"),
         ("t/m-1-of-1.safetensors", "owner/name", "c0"),
     ]
+
+
+def test_the_configuration_beside_the_weights_of_a_folder_comes_with_them(hub):
+    hub.files["c0"] = {"vae/m.bin": b"x", "vae/config.json": b"{}", "config.json": b"{}"}
+    for source in ("hf://owner/name/vae", "owner/name"):
+        path = fetch(source)
+        assert sorted(p.name for p in path.parent.iterdir()) == ["config.json", "m.bin"]
+    assert [what for what, *_ in hub.calls] == ["list", "vae/m.bin", "vae/config.json"]
+
+
+def test_what_is_no_weights_is_not_recorded(hub, tmp_path):
+    hub.files["c0"] = {"m.pt": b"<!doctype html>"}
+    with pytest.raises(
+        DownloadError, match=r"is a web page.*delete .*m\.pt and the entry 'hf://owner/name/m\.pt@main'"
+    ):
+        fetch("owner/name")
+    assert not (tmp_path / "cache" / "checksums.json").exists()
+
+
+def test_a_broken_record_is_told_before_the_download(hub, tmp_path):
+    hub.files["c0"] = {"m.pt": b"x"}
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "checksums.json").write_text("{")
+    with pytest.raises(DownloadError, match="repair or delete"):
+        fetch("hf://owner/name/m.pt")
+    assert hub.calls == []
 
 
 def test_a_repository_is_held_to_its_first_checksum(hub):

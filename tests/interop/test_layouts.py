@@ -1,11 +1,13 @@
 """Files of every layout: told apart by their names, read, and written again."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 
 from maskdit.interop import layouts
-from maskdit.interop.rules import TableError
+from maskdit.interop.rules import LayoutError, TableError
 from maskdit.interop.state_file import State
 from maskdit.networks.dit import DiT
 from maskdit.networks.maskdit import MaskDiT
@@ -84,11 +86,72 @@ def test_model_is_a_part_of_the_names_of_maskdit_and_a_wrapper_of_dit(params):
     jax.tree.map(np.testing.assert_array_equal, again, params["dit"])
 
 
-def test_a_layout_asked_for_by_name_is_not_guessed(params):
-    file = state(layouts.write(NETWORKS["dit"], params["dit"], "diffusers"))
-    with pytest.raises(TableError, match=r"weights\.pt does not fit this DiT \(layout reference\)") as fault:
-        layouts.read(NETWORKS["dit"], params["dit"], file, "reference")
-    assert set(fault.value.faults) == {"unmatched", "unfilled"}
+@pytest.mark.parametrize("prefix", ["module.first_stage_model.", "first_stage_model.module.", "module.", "model."])
+def test_wrappers_stand_around_a_larger_model_or_inside(params, prefix):
+    network = NETWORKS["vae"]
+    wrapped = {f"{prefix}{name}": tensor for name, tensor in layouts.write(network, params["vae"]).items()}
+    if "first_stage" in prefix:
+        wrapped[prefix.partition("first")[0] + "model.diffusion_model.out.weight"] = np.zeros(2)
+    again, _ = layouts.read(network, params["vae"], state(wrapped))
+    jax.tree.map(np.testing.assert_array_equal, again, params["vae"])
+
+
+def test_names_outside_the_wrapper_of_the_others_are_told(params):
+    network, written = NETWORKS["dit"], layouts.write(NETWORKS["dit"], params["dit"])
+    wrapped = {f"module.{name}": tensor for name, tensor in written.items()}
+    others = {"epoch": np.zeros(1), "blocks.0.mlp.fc1.bias": written["blocks.0.mlp.fc1.bias"]}
+    with pytest.raises(TableError) as fault:
+        layouts.read(network, params["dit"], state(others | wrapped))
+    assert {line.partition(":")[0] for line in fault.value.faults["unmatched"]} == {
+        "epoch",
+        "blocks.0.mlp.fc1.bias (beside module.blocks.0.mlp.fc1.bias)",
+    }
+    assert list(fault.value.faults) == ["unmatched"]
+
+
+@pytest.mark.parametrize(("name", "place"), [("dit", "task.network"), ("vae", "tokenizer")])
+def test_a_file_that_does_not_fit_ends_with_advice(params, name, place):
+    network, layout = NETWORKS[name], "diffusers"
+    file = dict(list(layouts.write(network, params[name], layout).items())[1:])
+    with pytest.raises(TableError, match=r"weights\.pt does not fit this .* \(layout diffusers\)") as fault:
+        layouts.read(network, params[name], state(file))
+    last = str(fault.value).splitlines()[-1]
+    assert last.startswith("give the file that belongs to this network") and f"--config.{place}.FIELD=VALUE" in last
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "says"),
+    [
+        ("dit", {}, ""),
+        ("dit", {"_class_name": "Transformer2DModel", "norm_eps": 1e-5, "out_channels": None}, ""),
+        ("dit", {"sample_size": 64}, "sample_size: 64 in the file, 4 in this network"),
+        ("dit", {"num_attention_heads": 4, "attention_head_dim": 2}, "num_attention_heads: 4 in the file, 2 in this"),
+        ("small", {"sample_size": 512, "shift_factor": 0.0, "latents_mean": None}, ""),
+        ("small", {"scaling_factor": 0.13025}, "scaling_factor: 0.13025 in the file, 0.18215 in this network"),
+        ("small", {"shift_factor": 0.1}, "shift_factor: 0.1 in the file, null in this network"),
+        ("small", {"norm_num_groups": 1, "act_fn": "gelu"}, 'act_fn: "gelu" in the file'),
+    ],
+)
+def test_the_configuration_beside_a_file_must_describe_the_network(params, tmp_path, name, changed, says):
+    network = NETWORKS[name]
+    config = layouts.named(network, "diffusers").config(network) | changed
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    file = State(layouts.write(network, params[name], "diffusers"), str(tmp_path / "weights.bin"))
+    if not says:
+        layouts.read(network, params[name], file)
+        return
+    with pytest.raises(LayoutError, match="describes another") as fault:
+        layouts.read(network, params[name], file)
+    assert says in str(fault.value) and "FIELD=VALUE" in str(fault.value)
+
+
+def test_a_configuration_binds_the_layouts_that_have_one_and_must_be_sound(params, tmp_path):
+    (tmp_path / "config.json").write_text("[")
+    network = NETWORKS["dit"]
+    layouts.read(network, params["dit"], State(layouts.write(network, params["dit"]), str(tmp_path / "m.pt")))
+    file = State(layouts.write(network, params["dit"], "diffusers"), str(tmp_path / "m.bin"))
+    with pytest.raises(LayoutError, match=r"config\.json, which describes .* cannot be read"):
+        layouts.read(network, params["dit"], file)
 
 
 def test_a_config_lies_beside_the_layouts_of_diffusers_only():

@@ -76,7 +76,7 @@ def test_a_file_that_changes_under_its_reader_is_told(tmp_path):
     with pytest.raises(FileError, match="a ends early; the file changed"):
         np.asarray(tensor)
     path.unlink()
-    with pytest.raises(FileError, match="a cannot be read"):
+    with pytest.raises(FileError, match=r"m\.safetensors.* cannot be read"):
         np.asarray(tensor)
 
 
@@ -242,6 +242,62 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
 def test_damaged_safetensors_are_told(tmp_path, header, data, says):
     with pytest.raises(FileError, match=f"m.safetensors.*{says}"):
         open_state(written(tmp_path / "m.safetensors", header, data))
+
+
+@pytest.mark.parametrize("data", [b"1234", b""])
+def test_a_safetensors_header_without_bounds_is_told(tmp_path, data):
+    deep = json.loads("[" * 500 + "]" * 500)
+    for header in ({"a": entry()["a"] | {"x": deep}}, {"a": deep}):
+        text = json.dumps(header).replace("[" * 500, "[" * 100_000).replace("]" * 500, "]" * 100_000).encode()
+        (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+        with pytest.raises(FileError, match=r"m\.safetensors"):
+            open_state(tmp_path / "m.safetensors")
+    with pytest.raises(FileError, match=r"m\.safetensors has a header of 60000000 bytes"):
+        open_state(written(tmp_path / "m.safetensors", entry(), data, claimed=60_000_000))
+
+
+@pytest.mark.parametrize("shape", [(1,) * 40, (0, 1 << 62), (1 << 30, 0, 1 << 30)])
+def test_shapes_that_no_array_has_are_told(tmp_path, shape):
+    size = 0 if 0 in shape else 4
+    with pytest.raises(FileError, match=r"m\.safetensors.* its shape"):
+        open_state(written(tmp_path / "m.safetensors", entry(shape=shape, offsets=(0, size)), bytes(size)))
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "two\nlines", "a" * 2000, "\u202eleft"])
+@pytest.mark.parametrize("kind", ["safetensors", "pt", "pkl", "index.json"])
+def test_names_that_a_terminal_would_obey_are_refused(tmp_path, kind, name):
+    path = tmp_path / f"m.{kind}"
+    if kind == "safetensors":
+        save_file({name: A}, path)
+    elif kind == "pt":
+        write_zip(path, {name[:1000]: {name[1000:]: A}})
+    elif kind == "pkl":
+        path.write_bytes(pickle.dumps({"x": {name[:1000]: {name[1000:]: A}}}))
+    else:
+        sharded(tmp_path, {}, **{name: "1.safetensors"})
+    with pytest.raises(FileError, match="not a line of up to 1000 printable letters") as caught:
+        open_state(path)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
+
+
+def test_shards_whose_names_a_terminal_would_obey_are_refused(tmp_path):
+    with pytest.raises(FileError, match="does not lie beside it") as caught:
+        open_state(sharded(tmp_path, {}, a="\x1b[31m.bin"))
+    assert str(caught.value).isprintable()
+
+
+def test_a_large_file_that_begins_as_json_is_not_read(tmp_path):
+    with open(tmp_path / "m.pt", "wb") as file:
+        file.write(b"{")
+        file.truncate(1 << 32)  # a hole
+    with pytest.raises(FileError, match=r"m\.pt begins as an index .* at most 33554432 bytes"):
+        open_state(tmp_path / "m.pt")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.pt")
+    with pytest.raises(FileError, match=r"m\.pt' is a pipe"):
+        open_state(tmp_path / "m.pt")
 
 
 def test_safetensors_cut_in_the_header_are_told(tmp_path):

@@ -6,7 +6,6 @@ import contextlib
 import pickle
 import random
 import tracemalloc
-import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -333,32 +332,6 @@ def test_other_files_are_told_as_such(tmp_path, data, words):
 def test_paths_that_cannot_be_read(tmp_path):
     refused(tmp_path / "missing.pt", "no file")
     refused(tmp_path, "cannot be read")
-
-
-def test_archives_that_torch_does_not_write(tmp_path):
-    path = tmp_path / "a.pt"
-    data, storages = pickled({"v": np.ones(4, np.float32), "w": np.zeros(4, np.float32)})
-    files = {"a/data.pkl": data, **{f"a/data/{key}": base.tobytes() for key, base in storages}}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a/data.pkl", data)
-    refused(path, "compressed", "a/data.pkl")
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("arr_0.npy", b"")
-    refused(path, "arr_0.npy", "torch.save")
-    write_archive(path, {**files, "b/data.pkl": data})
-    refused(path, "2 data.pkl")
-    write_archive(path, {**files, "a/constants.pkl": b"", "a/code/m.py": b""})
-    refused(path, "TorchScript", "state_dict")
-    write_archive(path, files)
-    whole = path.read_bytes()
-    path.write_bytes(whole.replace(b"a/data/1", b"a/data/0"))
-    refused(path, "two files", "a/data/0")
-    central = whole.index(b"PK\1\2")
-    path.write_bytes(whole[: central + 8] + b"\x09" + whole[central + 9 :])
-    refused(path, "encrypted")
-    first, second = (whole.index(b"PK\1\2", central + 1), whole.rindex(b"PK\1\2"))
-    path.write_bytes(whole[: second + 42] + whole[first + 42 : first + 46] + whole[second + 46 :])
-    refused(path, "damaged")  # two storages in one place
 
 
 @LAYOUTS

@@ -65,9 +65,11 @@ def test_frozen_leaves_and_rates_of_a_group():
     for fault in ({"frozen": ("inn/",)}, {"rates": (("inn/", 2.0),)}, {"frozen": ("",)}):
         with pytest.raises(ValueError, match=r"no parameter of the group matches 'inn/'|nothing to train"):
             Group(**fault).select(params)
-    for rates in (("out", 2.0), (("out", -1.0),)):
+    for rates in (("out", 2.0), (("out", -1.0),), (("out", "x"),)):
         with pytest.raises(ValueError, match="pairs"):
             Group(rates=rates)
+    with pytest.raises(ValueError, match="no regular expression"):
+        Group(frozen=("[",))
 
 
 def test_adamw_is_optax_adamw():
