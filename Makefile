@@ -43,7 +43,7 @@ clean:
 
 # Shows a dot for each package. All that pip says is in .venv/pip.log; where pip fails, the end of it is shown.
 define pip_install
-@echo "installing into .venv (about 70 packages, 0.3 GB; all that pip says goes to .venv/pip.log)"
+@echo "installing into .venv (70 to 100 packages, 0.3 GB; all that pip says goes to .venv/pip.log)"
 @set -o pipefail; .venv/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '$(1)' 2>&1 \
 	| tee .venv/pip.log \
 	| awk '/^(Collecting|Requirement)/ {printf "."; fflush()} /^Installing coll/ {printf " unpacking"; fflush()} END {print ""}' \

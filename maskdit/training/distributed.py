@@ -138,14 +138,14 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if _peers is None:
             raise
-        sentence = str(error) or type(error).__name__
+        sentence, silent = str(error) or type(error).__name__, []
         if isinstance(error, jax.errors.JaxRuntimeError) and (silent := _peers.silent()):
             # a collective fails where a peer dies
             sentence = f"nothing is heard of {', '.join(silent)} ({_line(error)}). Start the job again: a run goes on "
             sentence += "from its last checkpoint"
         elif os.environ.get("MASKDIT_TRACEBACK") or not _told(error):
             traceback.print_exception(error)
-        _peers.end(sentence)
+        _peers.end(sentence, dead=len(silent))
 
 
 def peers() -> Peers | None:

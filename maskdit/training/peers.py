@@ -62,12 +62,15 @@ class Peers:
         """Waits until all processes are here."""
         self._client.wait_at_barrier(f"maskdit/{name}", _DAY)
 
-    def end(self, sentence: str) -> NoReturn:
-        """Ends this process with a sentence and exit code 1; the others hear it and end too, saying it."""
+    def end(self, sentence: str, dead: int = 0) -> NoReturn:
+        """Ends this process with a sentence and exit code 1; the others hear it and end too, saying it.
+
+        So many of them are `dead`: these are not waited for.
+        """
         self._failed.set()
         with contextlib.suppress(Exception):  # nobody is there to hear it
             self.put(f"failed/{self.index}", sentence)
-        self._leave(sentence)
+        self._leave(sentence, dead)
 
     def silent(self) -> list[str]:
         """Names of the processes of which nothing is heard for some seconds; where one says why it failed, this process
@@ -79,7 +82,7 @@ class Peers:
             self.name(process) for process in range(self.count) if now.get(str(process)) == before.get(str(process))
         ]
 
-    def _leave(self, sentence: str) -> NoReturn:
+    def _leave(self, sentence: str, dead: int = 0) -> NoReturn:
         """Ends this process; without JAX's farewell, which waits for peers that will not come."""
         print(f"maskdit: {sentence}", file=sys.stderr, flush=True)
         with contextlib.suppress(Exception):
@@ -88,7 +91,7 @@ class Peers:
         # what the others are to hear goes away with the first process
         while self.index == 0 and time.monotonic() < end:
             with contextlib.suppress(Exception):
-                if len(self.under("left")) == self.count:
+                if len(self.under("left")) >= self.count - dead:
                     break
             time.sleep(0.1)
         for worker in multiprocessing.active_children():  # of the loader, which would outlive this process
@@ -129,7 +132,7 @@ class Peers:
                     f"{self._patience:.0f} s: dead, or cut off. See its log, and start the job again: a run goes on "
                     "from its last checkpoint"
                 )
-                self.end(sentence)
+                self.end(sentence, dead=len(silent))
 
     def _at_exit(self) -> None:
         error = getattr(sys, "last_value", None)  # what ended the program, where an error did
