@@ -92,6 +92,11 @@ class Weights:
         made = {} if leaves.keys() == _flat(shapes).keys() else _flat(jax.jit(fresh)())
         return traverse_util.unflatten_dict({**made, **leaves}, sep="/")
 
+    def copied(self, devices: Mesh) -> "Weights":
+        """The same with a copy on every device, so that one process alone can write them."""
+        whole = jax.jit(lambda tree: tree, out_shardings=mesh.replicated(devices))
+        return dataclasses.replace(self, tree=whole(self.tree))
+
     def _refusal(self, found: Mapping[str, str], refused: list[str], fitting: int) -> str:
         lines = [f"  {path}: {found[path]}" for path in refused[:_SHOWN]]
         lines += [f"  and {len(refused) - _SHOWN} more"] if len(refused) > _SHOWN else []
@@ -164,7 +169,8 @@ def resolve(
             if known is not None:  # of another source too: that one line will tell
                 entry.checksum, entry.spec = known.checksum, known.spec if entry.spec is None else entry.spec
             continue
-        weights |= _read(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
+        found = _read(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
+        weights |= {at: one if at == INIT_FROM else one.copied(devices) for at, one in found.items()}
         if known is not None and known.source == entry.source and known.checksum not in (None, entry.checksum):
             raise WeightsError(
                 f"the weights of {entry.source} have changed since this run first started: use another --workdir"
@@ -197,7 +203,7 @@ def _read(config: ConfigDict, path: str, place: checkpoint.Place | None) -> dict
     found, differences = {}, {}
     if path == INIT_FROM:
         differences = _positions(config, spec)
-        tokenizer, more = _tokenizer_of(stored, config, entry.source, place)
+        tokenizer, more = _tokenizer_of(stored, config, entry.source)
         found, differences = tokenizer, differences | more
     if entry.spec is None:
         entry.spec = spec
@@ -266,7 +272,7 @@ def _part(stored: checkpoint.Stored, path: str, source: str) -> tuple[PyTree, An
 
 
 def _tokenizer_of(
-    stored: checkpoint.Stored, config: ConfigDict, source: str, place: checkpoint.Place | None
+    stored: checkpoint.Stored, config: ConfigDict, source: str
 ) -> tuple[dict[str, Weights], dict[str, str]]:
     """The tokenizer that the source's network works with, for a config that names none; or how it is another."""
     ours, theirs = config.task.get("tokenizer"), configs.from_json(stored.meta["config"]).task.get("tokenizer")
@@ -275,10 +281,7 @@ def _tokenizer_of(
     lines = [line for line in configs.differences(ours, _spec(theirs)) if not line.startswith("dtype:")]
     if lines:
         return {}, {"tokenizer": f"another than the source's ({'; '.join(lines[:3])}): the network sees other latents"}
-    tree = stored.variables["frozen"]["tokenizer"]
-    if place is not None and _on_host(tree):
-        tree = jax.tree.map(placement.spread, tree, place(tree))
-    return {"task.tokenizer": Weights("task.tokenizer", source, tree)}, {}
+    return {"task.tokenizer": Weights("task.tokenizer", source, stored.variables["frozen"]["tokenizer"])}, {}
 
 
 def _spec(entry: ConfigDict) -> Any:
