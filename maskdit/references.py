@@ -75,9 +75,9 @@ class Weights:
         Raises:
           WeightsError: where a difference is not allowed.
         """
-        found = self.compare(shapes)
+        found, ours = self.compare(shapes), _flat(shapes)
         refused = [path for path in found if not any(re.search(pattern, path) for pattern in self.allow)]
-        leaves = {path: leaf for path, leaf in _flat(self.tree).items() if path in _flat(shapes) and path not in found}
+        leaves = {path: leaf for path, leaf in _flat(self.tree).items() if path in ours and path not in found}
         if refused:
             raise WeightsError(self._refusal(found, refused, len(leaves)))
         for path, difference in found.items():
@@ -170,7 +170,9 @@ def resolve(
                 entry.checksum, entry.spec = known.checksum, known.spec if entry.spec is None else entry.spec
             continue
         found = _read(config, path, _cut(devices) if path == INIT_FROM else _copied(devices))
-        weights |= {at: one if at == INIT_FROM else one.copied(devices) for at, one in found.items()}
+        weights |= {
+            at: one if at == path else one.copied(devices) for at, one in found.items()
+        }  # what came along is cut
         if known is not None and known.source == entry.source and known.checksum not in (None, entry.checksum):
             raise WeightsError(
                 f"the weights of {entry.source} have changed since this run first started: use another --workdir"

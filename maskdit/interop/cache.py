@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from maskdit.cache_folder import cache_folder
 from maskdit.interop.tensors import FileError, first_bytes
 
 try:
@@ -35,9 +36,9 @@ class DownloadError(OSError):
 
 def cache_root() -> pathlib.Path:
     """The folder of all downloads; it need not exist."""
-    own, shared = os.environ.get("MASKDIT_CACHE"), os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    own = os.environ.get("MASKDIT_CACHE")
     try:
-        return pathlib.Path(own or os.path.join(shared, "maskdit")).expanduser()
+        return pathlib.Path(own).expanduser() if own else cache_folder()
     except RuntimeError as error:
         raise DownloadError("there is no home folder to keep downloads in: set MASKDIT_CACHE to a folder") from error
 

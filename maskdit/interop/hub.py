@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from maskdit.interop.cache import DownloadError, disk_errors, folder_of, hold, recorded, write_json
+from maskdit.interop.cache import ELSEWHERE, DownloadError, disk_errors, folder_of, hold, recorded, write_json
 from maskdit.interop.state_file import shard_files, weight_files
 
 _NAME = r"[A-Za-z0-9][\w.-]*"
@@ -66,8 +66,7 @@ def _package(source: str) -> Any:
     except ImportError as error:
         what = source if source.startswith("hf://") else f"there is no file {source}; as a repository it"
         raise DownloadError(
-            f"{what} is fetched with the package huggingface_hub: pip install 'maskdit[hub]', or fetch the file "
-            "elsewhere and give its path"
+            f"{what} is fetched with the package huggingface_hub: pip install 'maskdit[hub]', {ELSEWHERE}"
         ) from error
     return huggingface_hub
 

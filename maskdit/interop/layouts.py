@@ -19,8 +19,7 @@ from maskdit.contracts import Cond
 from maskdit.interop import dit, dit_diffusers, maskdit, vae
 from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
-from maskdit.interop.tensors import Tensor
-from maskdit.interop.unpickling import printable
+from maskdit.interop.tensors import Tensor, printable
 from maskdit.networks.dit import DiT
 from maskdit.networks.maskdit import MaskDiT
 from maskdit.tokenizers.vae import VAE

@@ -20,8 +20,7 @@ import ml_dtypes
 import numpy as np
 from flax.core import meta
 
-from maskdit.interop.tensors import Tensor
-from maskdit.interop.unpickling import printable
+from maskdit.interop.tensors import Tensor, printable
 
 PyTree = Any
 _FIELD = re.compile(r"\{(\w+)\}")

@@ -19,6 +19,7 @@ import time
 import jax
 from jax.sharding import Mesh
 
+from maskdit.cache_folder import cache_folder
 from maskdit.performance import hlo
 from maskdit.performance.programs import Traced
 from maskdit.training.step import compiled
@@ -201,4 +202,4 @@ def _kind(devices: Mesh) -> str:
 
 
 def _directory() -> pathlib.Path:
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maskdit" / "describe"
+    return cache_folder() / "describe"

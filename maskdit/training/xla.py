@@ -20,6 +20,8 @@ import os
 import pathlib
 import re
 
+from maskdit.cache_folder import cache_folder
+
 _LOG = logging.getLogger(__name__)
 _TPUS = ("/dev/accel0", "/dev/vfio/0")
 _FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
@@ -114,7 +116,7 @@ def keep_programs() -> pathlib.Path | None:
 
     if jax.config.values["jax_compilation_cache_dir"] or not jax.config.values["jax_enable_compilation_cache"]:
         return None
-    directory = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maskdit" / "xla"
+    directory = cache_folder() / "xla"
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not os.access(directory, os.W_OK):

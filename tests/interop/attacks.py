@@ -1,4 +1,4 @@
-"""Malicious pickles, as opcodes, and a trap that tells whether they ran anything; for all readers of pickles."""
+"""Malicious pickles as opcodes, a trap that tells whether they ran anything, and what every refusal is held to."""
 
 import argparse
 import collections
@@ -8,6 +8,10 @@ import pathlib
 import struct
 import sys
 from collections.abc import Callable, Iterator
+
+import pytest
+
+from maskdit.interop.tensors import FileError
 
 RUN = "__import__('os').system('{}')"
 EXTENSION = 0xF0
@@ -228,3 +232,12 @@ def trap(folder: pathlib.Path) -> Iterator[str]:
         sys.path.remove(str(folder))
     assert not hit.exists() and "marker_module" not in sys.modules
     assert not any(hasattr(target, "hit") for target in (argparse.Namespace, collections.OrderedDict, sys))
+
+
+def refused(read: Callable, path: pathlib.Path, *words: str) -> None:
+    """Holds that a reader answers a file with one line that names it and has these words."""
+    with pytest.raises(FileError) as caught:
+        read(path)
+    message = str(caught.value)
+    assert path.name in message and "\n" not in message and len(message) < 800
+    assert all(word in message for word in words), message
