@@ -25,14 +25,17 @@ class Latents:
     """What a tokenizer's `encode` returns.
 
     Attributes:
-      values: continuous latents, scaled for a generator, `[B, h, w, c]` or `[B, K, c]`; None for discrete tokenizers.
-      ids: token ids `[B, K]`; None for continuous tokenizers.
-      aux: by-products by name: `moments` of a posterior, `kl`, quantizer statistics.
+      values: continuous latents, scaled for a generator, `[B, h, w, c]` or `[B, K, c]`; of discrete tokenizers what the
+        decoder takes, with the straight-through gradient. None where there are ids only: they are looked up.
+      ids: token ids `[B, K]`, int32, a grid's row by row; None for continuous tokenizers.
+      aux: by-products by name: `moments` of a posterior, `kl` `[B]`, `z`, what a quantizer was given.
+      losses: terms that training adds, by name, weighted already: `[B]`, or a scalar where no example owns it.
     """
 
     values: Array | None = None
     ids: Array | None = None
     aux: dict[str, Array] = struct.field(default_factory=dict)
+    losses: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +43,13 @@ class LatentSpec:
     """Static description of a tokenizer's latents.
 
     Attributes:
-      layout: `grid` (`[B, h, w, c]`) or `sequence` (`[B, K, c]`).
-      downsample: pixels per latent position along an image side.
+      layout: `grid` (`[B, h, w, c]`), `sequence` (`[B, K, c]`) or `pyramid` (ids of several scales, coarse to fine).
+      downsample: pixels per latent position along an image side; of a sequence the divisor of sides, its patch.
       channels: numbers per position.
       scale, shift: generators see `(raw - shift) * scale`; a number, or one per channel.
+      vocabulary: number of token ids; None for continuous latents.
+      tokens: of a sequence or pyramid, how many tokens an image has; None for a grid, whose image tells.
+      size: the side of the square images that it takes; None for any multiple of `downsample`.
     """
 
     layout: str
@@ -51,6 +57,9 @@ class LatentSpec:
     channels: int
     scale: float | tuple[float, ...] = 1.0
     shift: float | tuple[float, ...] = 0.0
+    vocabulary: int | None = None
+    tokens: int | None = None
+    size: int | None = None
 
 
 @struct.dataclass
@@ -59,9 +68,11 @@ class Cond:
 
     Attributes:
       labels: label name -> class ids `[B]`, int32. The id equal to the number of classes is the null label.
+      text: embeddings of a text's tokens `[B, T, D]`; None for none.
     """
 
     labels: dict[str, Array] = struct.field(default_factory=dict)
+    text: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,12 +213,57 @@ class Tokenizer(Protocol):
         """Its latents."""
         ...
 
-    def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
-        """Images `[B, H, W, 3]` in [-1, 1] to latents; `draw` samples a posterior where there is one."""
+    def encode(
+        self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Latents:
+        """Images `[B, H, W, 3]` in [-1, 1] to latents.
+
+        `draw` samples a posterior where there is one. With `train` what learns without gradients (the codes of an
+        averaged codebook) is updated in the collection `state`, where that is mutable.
+        """
         ...
 
-    def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
-        """Latents to images `[B, H, W, 3]`."""
+    def decode(
+        self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Array:
+        """Latents to images `[B, H, W, 3]`, not clamped."""
+        ...
+
+
+@struct.dataclass
+class Quantized:
+    """What a quantizer returns.
+
+    Attributes:
+      values: what the decoder takes, `[B, ..., c]`, with the straight-through gradient.
+      ids: of the codes, int32: `[B, ...]`, or `[B, K]` where a position has several or scales differ.
+      losses: see `Latents.losses`.
+      aux: `z`, what was quantized as it was compared with the codes (normalised where they are), and statistics.
+    """
+
+    values: Array
+    ids: Array
+    losses: dict[str, Array] = struct.field(default_factory=dict)
+    aux: dict[str, Array] = struct.field(default_factory=dict)
+
+
+class Quantizer(Protocol):
+    """A linen module between an encoder's features and codes.
+
+    Attributes:
+      codes: size of the vocabulary.
+      channels: numbers per position.
+    """
+
+    codes: int
+    channels: int
+
+    def __call__(self, z: Array, *, draw: Draw | None = None, train: bool = False) -> Quantized:
+        """Quantizes features `[B, ..., c]`; for `train` see `Tokenizer.encode`."""
+        ...
+
+    def look_up(self, ids: Array) -> Array:
+        """What the decoder takes for ids, as `Quantized.values`."""
         ...
 
 

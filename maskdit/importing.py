@@ -15,7 +15,7 @@ from maskdit import config as configs
 from maskdit import references
 from maskdit.contracts import PyTree
 from maskdit.data import imagenet
-from maskdit.interop import download, layouts, published
+from maskdit.interop import download, layouts, publication, published
 from maskdit.interop.atomic import uninterrupted, written_whole
 from maskdit.interop.state_file import State, open_state
 from maskdit.references import WeightsError
@@ -113,7 +113,7 @@ def _cache(name: str) -> epath.Path:
     return epath.Path(os.fspath(download.cache_root())) / "weights" / name
 
 
-def _config(name: str, entry: published.Published | None, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
+def _config(name: str, entry: publication.Published | None, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
     """The config that the weights go with."""
     file = name.partition(":")[0]
     if entry is None and file not in configs.names() and not file.endswith(".py"):
@@ -125,7 +125,7 @@ def _config(name: str, entry: published.Published | None, overrides: Sequence[tu
     return config
 
 
-def _published(entry: published.Published | None, name: str) -> str:
+def _published(entry: publication.Published | None, name: str) -> str:
     """The file of published weights, fetched."""
     if entry is None:
         raise WeightsError(f"{name} is a config: say where the weights are, maskdit import {name} FILE OUT")
@@ -134,7 +134,7 @@ def _published(entry: published.Published | None, name: str) -> str:
     return _file(entry.source, entry)
 
 
-def _file(source: str, entry: published.Published | None) -> str:
+def _file(source: str, entry: publication.Published | None) -> str:
     return str(download.fetch(source, prefer=() if entry is None else entry.prefer))
 
 
@@ -171,7 +171,7 @@ def _tokenizer(config: ConfigDict, trust: tuple[str, ...]) -> PyTree:
     return jax.tree.map(np.asarray, weights.tree)
 
 
-def _vocabulary(config: ConfigDict, entry: published.Published | None) -> dict[str, list[str]]:
+def _vocabulary(config: ConfigDict, entry: publication.Published | None) -> dict[str, list[str]]:
     """Names of classes: those of ImageNet where the weights are of it, else numbers; files hold no names."""
     classes = {} if config.get("task") is None else config.task.network.classes
     known = entry is not None and set(classes.values()) == {imagenet.CLASSES}

@@ -28,6 +28,8 @@ from maskdit.training.mesh import unboxed
 REFERENCE, DIFFUSERS = "reference", "diffusers"
 WRAPPERS = ("module.", "_orig_mod.")
 """What torch's data-parallel and compiled modules put before every name."""
+ENCODED_SIDE = 64
+"""Side of the images that a feature network's parameters are shaped on; convolutions take any that their strides do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,10 +243,12 @@ def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np
 
 
 def parameter_shapes(module: Any) -> PyTree:
-    """Shapes and dtypes of the parameters of a network or tokenizer, nested as they are; nothing is made."""
+    """Shapes and dtypes of the parameters of a network, tokenizer or encoder, nested as they are; nothing is made."""
     if hasattr(module, "latent"):
-        side = module.latent.downsample
-        inputs: tuple[Any, ...] = (jnp.zeros((1, side, side, module.in_channels)),)
+        side = module.latent.size or module.latent.downsample
+        inputs: tuple[Any, ...] = (jnp.zeros((1, side, side, getattr(module, "in_channels", 3))),)
+    elif not hasattr(module, "layout"):
+        inputs = (jnp.zeros((1, ENCODED_SIDE, ENCODED_SIDE, 3)),)
     else:
         labels = {name: jnp.zeros((1,), jnp.int32) for name in module.classes}
         inputs = (jnp.zeros((1, *module.layout.shape)), jnp.zeros((1,)), Cond(labels=labels))

@@ -1,65 +1,10 @@
 """The published weights that `maskdit import` knows by name."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
-
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.interop import dit, maskdit, vae
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """Weights that their authors published.
-
-    Attributes:
-      name: the name that commands take.
-      about: what it is, in a few words.
-      paper: arXiv number.
-      file: name of the authors' file.
-      source: the URL that it is fetched from; None where there is no fixed address.
-      licence: of the weights, as far as known.
-      reference: arguments of the authors' code at full size.
-      from_reference: turns these into the spec of ours.
-      resolution: side in pixels of the images that it was trained on.
-      also: other sources of the same weights.
-      prefer: patterns of the file in a Hugging Face repository that is given without a path, the best first.
-      where: how to get the file where there is no source.
-      generator: the config of a generator, `NAME:variant`; empty for a tokenizer.
-      overrides: entries of that config that are different here: path -> value.
-      vae: the name here of a generator's VAE.
-      note: what else one should know.
-    """
-
-    name: str
-    about: str
-    paper: str
-    file: str
-    source: str | None
-    licence: str
-    reference: Mapping[str, Any]
-    from_reference: Callable[[Mapping[str, Any]], ConfigDict]
-    resolution: int
-    also: tuple[str, ...] = ()
-    prefer: tuple[str, ...] = ()
-    where: str = ""
-    generator: str = ""
-    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    vae: str = ""
-    note: str = ""
-
-    def spec(self) -> ConfigDict:
-        """The spec of the network or tokenizer that the published arguments describe."""
-        return self.from_reference(self.reference)
-
-    def config(self) -> ConfigDict:
-        """The config that the weights go with: that of a run for a generator, `tokenizer` alone for a tokenizer."""
-        if self.generator:
-            return configs.load(self.generator, self.overrides)
-        return ConfigDict({"tokenizer": self.spec()})
-
+from maskdit.interop import dit, maskdit, published_vae
+from maskdit.interop.publication import Published
 
 _XL = {"depth": 28, "hidden_size": 1152, "patch_size": 2, "num_heads": 16, "mlp_ratio": 4.0, "num_classes": 1000}
 
@@ -104,57 +49,6 @@ def _maskdit(resolution: int, guided: bool, file: str, fid: str) -> Published:
     )
 
 
-def _sd_vae(kind: str, about: str, original: str) -> Published:
-    address = f"stabilityai/sd-vae-ft-{kind}"
-    return Published(
-        name=f"sd-vae-ft-{kind}",
-        about=f"VAE of Stable Diffusion, {about}",
-        paper="2112.10752",
-        file="diffusion_pytorch_model.safetensors",
-        source=f"https://huggingface.co/{address}/resolve/main/diffusion_pytorch_model.safetensors",
-        licence="MIT",
-        reference={
-            "in_channels": 3,
-            "out_channels": 3,
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "layers_per_block": 2,
-            "act_fn": "silu",
-            "latent_channels": 4,
-            "norm_num_groups": 32,
-            "scaling_factor": 0.18215,
-        },
-        from_reference=vae.from_reference,
-        resolution=256,
-        also=(f"hf://{address}-original/{original}",),
-        prefer=tuple(
-            f"{place}diffusion_pytorch_model.{kind}" for place in ("", "vae/") for kind in ("safetensors", "bin")
-        ),
-    )
-
-
-def _compvis(channels: int, scale: float, **facts: Any) -> Published:
-    return Published(
-        reference={
-            "embed_dim": channels,
-            "z_channels": channels,
-            "double_z": True,
-            "ch": 128,
-            "ch_mult": (1, 1, 2, 2, 4),
-            "num_res_blocks": 2,
-            "attn_resolutions": (16,),
-            "resolution": 256,
-            "in_channels": 3,
-            "out_ch": 3,
-            "latent_scale": scale,
-        },
-        from_reference=vae.from_reference,
-        resolution=256,
-        **facts,
-    )
-
-
 _ALL = (
     _dit(256, "2.27"),
     _dit(512, "3.04"),
@@ -162,31 +56,7 @@ _ALL = (
     _maskdit(256, False, "imagenet256-ckpt-best_without_guidance.pt", "5.69"),
     _maskdit(512, True, "1080000.pt", "2.50"),
     _maskdit(512, False, "1050000.pt", "10.79"),
-    _sd_vae("ema", "decoder tuned further, average of its weights", "vae-ft-ema-560000-ema-pruned.safetensors"),
-    _sd_vae("mse", "decoder tuned further for squared error: smoother", "vae-ft-mse-840000-ema-pruned.safetensors"),
-    _compvis(
-        16,
-        0.2325,
-        name="mar-vae-kl16",
-        about="KL-16 VAE of MAR, 16 x smaller, 16 channels",
-        paper="2406.11838",
-        file="kl16.ckpt",
-        source="https://www.dropbox.com/scl/fi/hhmuvaiacrarfg28qxhwz/kl16.ckpt?rlkey=l44xipsezc8atcffdp4q7mwmh&dl=1",
-        licence="MIT, as the repository LTH14/mar states",
-        where="run util/download.py of the repository LTH14/mar",
-    ),
-    _compvis(
-        32,
-        1.0,
-        name="va-vae-f16d32",
-        about="VA-VAE, 16 x smaller, 32 channels, aligned with DINOv2",
-        paper="2501.01423",
-        file="vavae-imagenet256-f16d32-dinov2.pt",
-        source="https://huggingface.co/hustvl/vavae-imagenet256-f16d32-dinov2/resolve/main/"
-        "vavae-imagenet256-f16d32-dinov2.pt",
-        licence="MIT, as the repository hustvl/LightningDiT states; unverified",
-        note="latents come unscaled; LightningDiT normalises each channel by the file latents_stats.pt beside it",
-    ),
+    *published_vae.ENTRIES,
 )
 ALIASES: dict[str, Published] = {entry.name: entry for entry in _ALL}
 

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Array, Draw, Latents, LatentSpec
+from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 from maskdit.layers.patch import patchify, unpatchify
 
 
@@ -41,14 +41,18 @@ class LinearPatches(nn.Module):
         """One position per patch."""
         return LatentSpec(layout="grid", downsample=self.patch, channels=self.channels)
 
-    def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
+    def encode(
+        self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Latents:
         """Images `[B, H, W, 3]` in [-1, 1] to latents `[B, H/p, W/p, c]`."""
         b, h, w, _ = images.shape
         cut = patchify(images, self.patch)  # [B, N, p*p*3]
         z = (cut - self.mean) @ self.basis * self.factor
         return Latents(values=z.reshape(b, h // self.patch, w // self.patch, self.channels))
 
-    def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
+    def decode(
+        self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Array:
         """Latents `[B, h, w, c]` to images `[B, h*p, w*p, 3]`."""
         values = latents.values
         assert values is not None

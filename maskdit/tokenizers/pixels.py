@@ -1,11 +1,9 @@
 """The identity, for generators in pixel space; and how pixels are numbered: uint8 outside, [-1, 1] inside."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 
-from maskdit.contracts import Array, Draw, Latents, LatentSpec
+from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 
 
 def to_float(images: Array) -> Array:
@@ -32,11 +30,15 @@ class Pixels(nn.Module):
         """One position per pixel."""
         return LatentSpec(layout="grid", downsample=1, channels=3, scale=self.scale)
 
-    def encode(self, images: Array, cond: Any = None, *, draw: Draw | None = None) -> Latents:
+    def encode(
+        self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Latents:
         """Images `[B, H, W, 3]` in [-1, 1] to latents of the same shape."""
         return Latents(values=images * self.scale)
 
-    def decode(self, latents: Latents, cond: Any = None, *, draw: Draw | None = None) -> Array:
+    def decode(
+        self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Array:
         """Latents to images `[B, H, W, 3]`."""
         assert latents.values is not None
         return latents.values / self.scale

@@ -74,12 +74,14 @@ class VAE(nn.Module):
         """Encodes and decodes: `[B, H, W, C]` to the same shape."""
         return self.decode(self.encode(images, cond, draw=draw), cond)
 
-    def encode(self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None) -> Latents:
+    def encode(
+        self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Latents:
         """Encodes images.
 
         Args:
           images: `[B, H, W, in_channels]` in [-1, 1].
-          cond: not used.
+          cond, train: part of the contract; not used.
           draw: where given, and `sample` is set, latents are drawn from the posterior. Draws: `posterior` (normal).
 
         Returns:
@@ -103,12 +105,14 @@ class VAE(nn.Module):
         kl = 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
         return Latents(values=(z - self.shift) * self.scale, aux={"moments": moments, "kl": kl})
 
-    def decode(self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None) -> Array:
+    def decode(
+        self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
+    ) -> Array:
         """Decodes latents to images.
 
         Args:
           latents: `values` `[B, h, w, latent_channels]`, scaled and shifted.
-          cond, draw: part of the contract; not used.
+          cond, draw, train: part of the contract; not used.
 
         Returns:
           Images `[B, H, W, in_channels]`, float32, about [-1, 1]: not clamped.
