@@ -1,6 +1,7 @@
 # make install   a .venv here, with the library (editable) and its dependencies as pinned in constraints.txt
-# make demo      install; train a small MaskDiT on the emoji that come with the library, into runs/demo; interrupted and
-#                started again, it goes on from its last checkpoint; then how often its samples obey their labels
+# make demo      install; encode the emoji that come with the library, train a small MaskDiT on their latents, into
+#                runs/demo; interrupted and started again, it goes on where it was; then how often its samples obey their
+#                labels
 # make test      install, with the developers' tools; lint; the whole test suite
 # make lint      style, format and types; shell scripts
 # make clean     remove what builds and tools left; .venv and runs stay
@@ -16,7 +17,8 @@ PYTHONS = $(or $(PYTHON),python3.13 python3.12 python3.11 python3 python)
 install: .venv/.installed
 
 demo: install
-	.venv/bin/maskdit train --config maskdit_emoji --workdir runs/demo
+	.venv/bin/maskdit encode emoji-vae --data maskdit_emoji --out runs/emoji-latents
+	.venv/bin/maskdit train --config maskdit_emoji --workdir runs/demo --config.data.latents=runs/emoji-latents
 	.venv/bin/maskdit evaluate runs/demo --metrics labels --num 256
 
 test: lint

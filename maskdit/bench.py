@@ -11,8 +11,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit.performance import encoding, importing, measure, report
 from maskdit.performance import gates as gated
-from maskdit.performance import importing, measure, report
 from maskdit.performance.report import Report
 from maskdit.performance.subject import BenchError, Subject
 from maskdit.training import distributed
@@ -127,6 +127,29 @@ def imports(
     rows = importing.measure(rounds, scratch, case)
     _tell(head, importing.table(rows), {"import": [dataclasses.asdict(row) for row in rows]}, json_file)
     return rows
+
+
+def encodes(
+    rounds: int = 3, scratch: str | None = None, json_file: str | None = None, case: encoding.Case | None = None
+) -> encoding.Row:
+    """Measures encoding a data set beside the tokenizer's bare forward pass, and prints both rates.
+
+    Args:
+      rounds: turns of each.
+      scratch: folder for the shards; the system's temporary folder by default.
+      json_file: where to write the row.
+      case: what is encoded; a VAE at 64 pixels by default.
+
+    Raises:
+      BenchError: for rounds below 1.
+    """
+    if rounds < 1:
+        raise BenchError(f"rounds must be 1 or more, got {rounds}")
+    _check_writable(json_file)
+    head = _head()
+    row = encoding.measure(rounds, scratch, case)
+    _tell(head, encoding.table(row), {encoding.NAME: dataclasses.asdict(row)}, json_file)
+    return row
 
 
 def _head() -> dict[str, Any]:

@@ -1,33 +1,29 @@
 """The command line: `maskdit VERB`.
 
-Each verb is a module of its own; this file reads arguments and turns errors into sentences. JAX is imported after the
-process is set up.
+Each verb is a module of its own; `arguments.py` says what they take, this file calls them and turns errors into
+sentences. JAX is imported after the process is set up.
 """
 
-import argparse
 import contextlib
 import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
 from typing import Any
 
 from absl import logging as absl_logging
 
+from maskdit import arguments
 from maskdit import config as configs
 from maskdit.training.allocator import keep_pages
 from maskdit.training.xla import compile_only, keep_programs, leave_out_tpu
 
-_OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --config.task.network.width=96."
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; the exit code is 0, 1 after an error that was told in a sentence, 130 after an interrupt."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    known, overrides = _split(arguments)
-    parser = _parser()
+    known, overrides = _split(list(sys.argv[1:] if argv is None else argv))
+    parser = arguments.parser()
     args = parser.parse_args(known)
     if overrides and not args.overridable:
         parser.error(f"{args.verb} takes no {overrides[0][0]}: a checkpoint carries its config")
@@ -39,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if getattr(args, "topology", None):
                 compile_only()
             keep_programs()
-            args.run(args, overrides)
+            _VERBS[args.verb](args, overrides)
     except KeyboardInterrupt:
         print(f"maskdit {args.verb}: interrupted", file=sys.stderr)
         return 130
@@ -118,6 +114,14 @@ def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
     )
 
 
+def _encode(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.encode import encode
+
+    names = ("size", "flips", "dtype", "text", "names", "batch", "shard_records", "ema", "step", "trust")
+    how = {name: getattr(args, name) for name in names}
+    encode(args.checkpoint, args.data, args.out, overrides=overrides, **how)
+
+
 def _import(args: Any, overrides: list[tuple[str, str]]) -> None:
     if args.list:
         from maskdit.interop import published
@@ -129,6 +133,12 @@ def _import(args: Any, overrides: list[tuple[str, str]]) -> None:
     if args.name is None:
         raise configs.ConfigError("import takes the name of published weights; maskdit import --list prints them")
     import_weights(args.name, args.source, args.out, overrides=overrides, trust=args.trust)
+
+
+def _fetch(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit.fetch import fetch
+
+    fetch(args.names)
 
 
 def _export(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -175,12 +185,13 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit import bench
-    from maskdit.performance import importing, workloads
+    from maskdit.performance import encoding, importing, workloads
 
     if args.gates == (args.config is not None):
         raise bench.BenchError("bench takes a config, one of c1 and c2, import, or --gates")
-    if args.gates or args.config in (*workloads.NAMES, importing.NAME):
-        own = {"--gates": ("json",), importing.NAME: ("json", "scratch")}.get(args.config or "--gates", ())
+    if args.gates or args.config in (*workloads.NAMES, importing.NAME, encoding.NAME):
+        files = ("json", "scratch")
+        own = {"--gates": ("json",), importing.NAME: files, encoding.NAME: files}.get(args.config or "--gates", ())
         others = [name for name in ("parts", "at", "synthetic", "scratch", "against", "json") if name not in own]
         given = [*(f"config.{path}" for path, _ in overrides), *(name for name in others if getattr(args, name))]
         if given:
@@ -191,6 +202,8 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
         workloads.measure(args.config, args.rounds)
     elif args.config == importing.NAME:
         bench.imports(args.rounds, args.scratch, args.json)
+    elif args.config == encoding.NAME:
+        bench.encodes(args.rounds, args.scratch, args.json)
     else:
         bench.bench(
             _config(args, overrides),
@@ -206,134 +219,28 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
         )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="maskdit", description="Train, sample and measure image generators.")
-    parser.add_argument("--version", action="version", version=f"maskdit {version('maskdit')}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+def _study(args: Any, overrides: list[tuple[str, str]]) -> None:
+    from maskdit import study
 
-    train = _verb(verbs, "train", _train, "train what a config describes", epilog=_OVERRIDES)
-    train.add_argument(
-        "--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file"
-    )
-    train.add_argument("--workdir", required=True, help="where the run lives; a run that was interrupted goes on")
-    train.add_argument(
-        "--profile", metavar="FIRST:COUNT", help="trace these steps, counted from 1, into WORKDIR/profile"
-    )
-
-    sample = _verb(verbs, "sample", _sample, "draw images from a trained model")
-    _model_arguments(sample)
-    sample.add_argument(
-        "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
-    )
-    sample.add_argument("--count", type=int, default=16, help="number of images (16)")
-    sample.add_argument("--seed", type=int, default=0, help="of all draws (0)")
-    sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
-    sample.add_argument("--batch", type=int, default=64, help="images made at once (64)")
-    sample.add_argument("--sampler", help="heun, euler, ddim or ancestral, in place of the model's own")
-    sample.add_argument("--weak", metavar="DIR", help="guide with this weaker model in place of dropped labels")
-    sample.add_argument("--out", metavar="GRID.png", help="write a picture of all images")
-    sample.add_argument("--npz", metavar="FILE.npz", help="write the images as an array, with their labels")
-
-    evaluate = _verb(verbs, "evaluate", _evaluate, "measure a trained model")
-    _model_arguments(evaluate)
-    evaluate.add_argument(
-        "--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels"
-    )
-    evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
-    evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
-    _exchanging(verbs)
-    _measuring(verbs)
-    return parser
+    plan = study.find(args.name)
+    if args.markdown:
+        print(study.table(plan, study.read(args.name, args.json), markdown=True))
+    else:
+        study.study(plan, args.workdir, json_file=args.json, only=args.only)
 
 
-def _exchanging(verbs: Any) -> None:
-    """The verbs that bring published weights in and give them out."""
-    bring = _verb(verbs, "import", _import, "bring published weights in, as a checkpoint", epilog=_OVERRIDES)
-    bring.add_argument(
-        "name", nargs="?", metavar="NAME", help="published weights, or the config that a file belongs to"
-    )
-    bring.add_argument(
-        "source",
-        nargs="?",
-        metavar="FILE",
-        help="a file, folder, URL or Hugging Face repository; NAME's own by default",
-    )
-    bring.add_argument("out", nargs="?", metavar="OUT", help="work directory to write; the cache by default")
-    bring.add_argument("--list", action="store_true", help="print what is published, and what it maps to")
-
-    give = _verb(verbs, "export", _export, "write weights in the layout that others load")
-    give.add_argument(
-        "workdir", metavar="DIR", help="work directory of a training run, or the name of published weights"
-    )
-    give.add_argument("out", metavar="OUT", help="a .safetensors or .pt file; with --layout diffusers also a folder")
-    give.add_argument(
-        "--layout", default="reference", help="reference, that of the paper's own code (default), or diffusers"
-    )
-    give.add_argument("--part", choices=("network", "tokenizer"), help="of a generator; its network by default")
-    _weights_arguments(give)
-
-
-def _measuring(verbs: Any) -> None:
-    """The verbs that tell what configs cost and how fast they run."""
-    describe = _verb(verbs, "describe", _describe, "parameters, tokens, FLOPs and bytes of a config", epilog=_OVERRIDES)
-    describe.add_argument("config", nargs="?", metavar="NAME|FILE[:variant]")
-    describe.add_argument(
-        "--topology", metavar="v5e:4x4", help="compile for this slice of TPUs: memory, collectives, estimated cycles"
-    )
-    describe.add_argument("--all", action="store_true", help="a table of every config that ships, on the slice")
-    describe.add_argument("--latents", action="store_true", help="training on latents that were encoded beforehand")
-    describe.add_argument("--only", choices=("training", "sampling"), help="one kind of program on the slice")
-    describe.add_argument(
-        "--sweep",
-        nargs="?",
-        const="",
-        action="append",
-        metavar="NAME=VALUE,...",
-        help="try meshes (mesh=1x16x1,..: data x fsdp x tensor), remat policies (remat=none,..) and batches"
-        " (batch=256,..) on the slice, and name the best that fits; given alone, usual meshes and policies",
-    )
-
-    bench = _verb(verbs, "bench", _bench, "measure how fast a config runs here", epilog=_OVERRIDES)
-    bench.add_argument(
-        "config",
-        nargs="?",
-        metavar="NAME|FILE[:variant]|c1|c2|import",
-        help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4); or"
-        " seconds and memory of bringing in published weights: import",
-    )
-    bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
-    bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
-    bench.add_argument("--at", type=int, default=0, metavar="STEP", help="step of the run whose plan is measured (0)")
-    bench.add_argument("--synthetic", action="store_true", help="random images and labels in place of the config's")
-    bench.add_argument("--scratch", metavar="DIR", help="where checkpoints or files are written (temporary folder)")
-    bench.add_argument("--json", metavar="FILE", help="write the figures")
-    bench.add_argument("--against", metavar="FILE", help="compare with what --json wrote earlier, of the same config")
-    bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")
-
-
-def _verb(verbs: Any, name: str, run: Any, text: str, epilog: str = "") -> argparse.ArgumentParser:
-    parser = verbs.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
-    )
-    parser.set_defaults(run=run, overridable=bool(epilog))
-    parser.add_argument(
-        "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
-    )
-    return parser
-
-
-def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("workdir", metavar="DIR", help="work directory of a training run, or published weights")
-    parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
-    parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
-    _weights_arguments(parser)
-
-
-def _weights_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ema", default="default", help="which average of the weights: its decay, or none for the raw weights"
-    )
-    parser.add_argument("--step", type=int, help="which kept checkpoint; the last by default")
+_VERBS = {
+    "train": _train,
+    "sample": _sample,
+    "evaluate": _evaluate,
+    "encode": _encode,
+    "import": _import,
+    "fetch": _fetch,
+    "export": _export,
+    "describe": _describe,
+    "bench": _bench,
+    "study": _study,
+}
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -15,6 +15,7 @@ import difflib
 import importlib
 import json
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -366,15 +367,14 @@ def _get_config(path: str, variant: str) -> ConfigDict:
     except KeyError as error:
         if not variant or error.args != (variant,):
             raise
-        said = (module.__doc__ or "").partition("Variants")[2].partition(".")[0]
+        said = re.split(r"\.\s", (module.__doc__ or "").partition("Variants")[2])[0]
         raise ConfigError(f"'{path}' has no variant '{variant}'" + (f"; variants{said}" if said else "")) from error
 
 
 def _configs_dir() -> pathlib.Path:
     """`configs/` of a checkout, or the copy inside an installed package."""
     package = pathlib.Path(__file__).parent
-    beside = package.parent / "configs"
-    return beside if (package.parent / "pyproject.toml").is_file() else package / "configs"
+    return (package.parent if (package.parent / "pyproject.toml").is_file() else package) / "configs"
 
 
 def nearest(word: str, options: list[str]) -> str:

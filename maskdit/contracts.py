@@ -20,6 +20,10 @@ Array = jax.Array
 PyTree = Any
 
 
+class ModelError(ValueError):
+    """A model that cannot do what it was asked for; the message says what it can."""
+
+
 @struct.dataclass
 class Latents:
     """What a tokenizer's `encode` returns.
@@ -146,9 +150,14 @@ class Plan:
 
     Attributes:
       keep: number of tokens that the network processes; None for all of them.
+      phase: the task's name of a phase of training, where its loss has other terms; None for its only one.
     """
 
     keep: int | None = None
+    phase: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Plan(keep={self.keep}" + (f", phase={self.phase!r})" if self.phase else ")")
 
 
 @dataclasses.dataclass(frozen=True)

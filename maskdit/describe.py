@@ -7,6 +7,7 @@ time by the TPU compiler, on any machine.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.contracts import Latents
+from maskdit.contracts import Cond, Latents
 from maskdit.performance import slices
 from maskdit.performance.topology import topology
 from maskdit.samplers.sampling import network_calls
@@ -34,7 +35,10 @@ def describe(config: ConfigDict, trust: Iterable[str] = ()) -> str:
     """
     run: Run = configs.build(config, trust)
     task = dataclasses.replace(run.task, horizon=run.horizon or run.steps)
-    rows = [*_state_rows(task, run), *_plan_rows(task, run), *_sampling_rows(task, run)]
+    costs = (
+        [*_plan_rows(task, run), *_sampling_rows(task, run)] if hasattr(task, "network") else _tokenizer_rows(task, run)
+    )
+    rows = [*_state_rows(task, run), *costs]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -100,6 +104,8 @@ def _state_rows(task: Any, run: Run) -> list[tuple[str, str]]:
         "image": jax.ShapeDtypeStruct((run.batch, size, size, 3), jnp.uint8),
         "row": jax.ShapeDtypeStruct((run.batch,), jnp.int32),
     }
+    if text := getattr(getattr(task, "tokenizer", None), "text", None):
+        batch["text"] = jax.ShapeDtypeStruct((run.batch, *text), jnp.float16)
     state = unboxed(jax.eval_shape(functools.partial(create, task, run.ema, batch), jax.random.key(0)))
     rows = [("parameters", f"{_count(tree):,}  {name}") for name, tree in state.params.items()]
     parts = {"parameters": state.params, "averages": state.ema, "optimizer": state.opt, "task": state.task}
@@ -137,6 +143,40 @@ def _sampling_rows(task: Any, run: Run) -> list[tuple[str, str]]:
     ]
 
 
+def _tokenizer_rows(task: Any, run: Run) -> list[tuple[str, str]]:
+    """What an image takes as a tokenizer that is trained codes it, and FLOPs of both ways, as XLA counts them."""
+    tokenizer, size = task.tokenizer, run.data.size
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    text = getattr(tokenizer, "text", None)
+    cond = Cond() if text is None else Cond(text=jax.ShapeDtypeStruct((1, *text), jnp.float32))  # type: ignore[arg-type]
+    variables = unboxed(jax.eval_shape(tokenizer.init, jax.random.key(0), image, cond))
+
+    def call(method: str) -> Any:
+        return jax.jit(functools.partial(tokenizer.apply, method=method))
+
+    latents = jax.eval_shape(call("encode"), variables, image, cond)
+    back = "decode" if getattr(task, "proxy", None) is None else "logits"
+    encode = _counted(call("encode").lower(variables, image, cond))
+    decode = _counted(call(back).lower(variables, latents, cond))
+    if latents.ids is None:
+        floats = latents.values.size
+        coded = f"{floats // latents.values.shape[-1]} of {latents.values.shape[-1]} floats for an image"
+    else:
+        count, codes = latents.ids.size, tokenizer.latent.vocabulary
+        coded = f"{count} of {codes:,} codes for an image: {count * math.log2(codes):,.0f} bits"
+    return [
+        ("tokens", coded),
+        ("encode", f"{_flops(encode)} per image"),
+        (back, f"{_flops(decode)} per image"),
+        ("training step", f"{_flops(3 * (encode + decode))} per image, without the networks that judge images"),
+    ]
+
+
+def _counted(lowered: Any) -> float:
+    """FLOPs of a program, as XLA counts them."""
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
+
+
 def _decode_flops(task: Any) -> float:
     """FLOPs of decoding one image, as XLA counts them."""
     shape = task.network.layout.shape
@@ -144,8 +184,7 @@ def _decode_flops(task: Any) -> float:
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = jax.eval_shape(task.tokenizer.init, jax.random.key(0), image)
     decode = jax.jit(lambda variables, z: task.tokenizer.apply(variables, Latents(values=z), method="decode"))
-    cost = decode.lower(unboxed(variables), jax.ShapeDtypeStruct((1, *shape), jnp.float32)).cost_analysis()
-    return float((cost or {}).get("flops", 0.0))
+    return _counted(decode.lower(unboxed(variables), jax.ShapeDtypeStruct((1, *shape), jnp.float32)))
 
 
 def _count(tree: Any) -> int:

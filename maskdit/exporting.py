@@ -12,15 +12,17 @@ from etils import epath
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from maskdit.encoders.model import EncoderModel
 from maskdit.interop import layouts, torch_save
 from maskdit.interop.atomic import written_whole
 from maskdit.model import load
 from maskdit.references import WeightsError
+from maskdit.tokenizers.quantize.ema import EMAVQ, as_vq
 
 _LOG = logging.getLogger(__name__)
 _DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 _SUFFIXES = (".safetensors", ".pt")
-PARTS = ("network", "tokenizer")
+PARTS = ("network", "tokenizer", "encoder")
 
 
 def export_weights(
@@ -33,14 +35,14 @@ def export_weights(
     step: int | None = None,
     trust: Iterable[str] = (),
 ) -> str:
-    """Writes the network or the tokenizer of a checkpoint as a published state dict.
+    """Writes the network, tokenizer or encoder of a checkpoint as a published state dict.
 
     Args:
       source: a work directory, a model file, or the name of published weights.
       out: a `.safetensors` file or a `.pt` file for `torch.load`; or, for a layout that has a configuration of its own
         (diffusers), a folder for both.
       layout: a name of `maskdit.interop.layouts.layouts`: `reference`, that of the paper's own code, or `diffusers`.
-      part: `network` or `tokenizer`; None for the network where there is one.
+      part: `network`, `tokenizer` or `encoder`; None for the network where there is one.
       ema, step, trust: see `maskdit.load`.
 
     Returns:
@@ -77,12 +79,23 @@ def _part(model: Any, part: str | None, source: str) -> tuple[Any, Any]:
     if task is not None and hasattr(task, "network"):
         parts["network"] = task.network, model.variables["params"]["network"]
         if "tokenizer" in model.variables["frozen"]:
-            parts["tokenizer"] = task.tokenizer, model.variables["frozen"]["tokenizer"].get("params", {})
+            parts["tokenizer"] = _with_parameters(task.tokenizer, model.variables["frozen"]["tokenizer"])
+    elif isinstance(model, EncoderModel):
+        parts["encoder"] = model.encoder, model.variables["params"]["encoder"]
     elif task is None:
-        parts["tokenizer"] = model.tokenizer, model.variables["params"]["tokenizer"]
+        parts["tokenizer"] = _with_parameters(model.tokenizer, model.own)
     if part is not None and part not in parts:
         raise WeightsError(f"{source} has no {part} to export; it has: {', '.join(parts) or 'neither'}")
     return parts[part or next(iter(parts))]
+
+
+def _with_parameters(tokenizer: Any, variables: Any) -> tuple[Any, Any]:
+    """A tokenizer and its parameters; published layouts have codes among them, averaged ones too."""
+    params = variables.get("params", {})
+    if isinstance(getattr(tokenizer, "quantize", None), EMAVQ):
+        quantizer, codes = as_vq(tokenizer.quantize, variables["state"]["quantize"])
+        tokenizer, params = tokenizer.clone(quantize=quantizer), {**params, "quantize": codes}
+    return tokenizer, params
 
 
 def _write(target: epath.Path, state: dict[str, np.ndarray]) -> None:

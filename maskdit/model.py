@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,22 +17,20 @@ from ml_collections import ConfigDict
 from maskdit import config as configs
 from maskdit import references
 from maskdit.config import nearest
-from maskdit.contracts import Array, Cond, Latents, PyTree, bind
+from maskdit.contracts import Array, Cond, Latents, ModelError, PyTree, bind
 from maskdit.draw import Draw
+from maskdit.encoders.model import EncoderModel
 from maskdit.samplers.guidance import ClassifierFree, WeakNetwork
 from maskdit.samplers.sampling import network_calls
 from maskdit.samplers.sampling import sample as run_sampler
-from maskdit.tokenizers.pixels import to_float, to_uint8
+from maskdit.tokenizers.model import TokenizerModel, spec_of
+from maskdit.tokenizers.pixels import to_uint8
 from maskdit.training import checkpoint, distributed, placement
 from maskdit.training.mesh import MeshShape, replicated
 from maskdit.training.precision import on_this_device
 from maskdit.training.xla import own_options
 
 Labels = Mapping[str, str | int | Sequence[str | int]]
-
-
-class ModelError(ValueError):
-    """A model that cannot do what it was asked for; the message says what it can."""
 
 
 def load(path: str, *, ema: str = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
@@ -62,11 +59,17 @@ def load(path: str, *, ema: str = "default", step: int | None = None, trust: Ite
         raise ModelError(f"{path} holds one set of weights: ema and step choose among those of a work directory")
     stored = references.read(path, ema, step, place=place)
     config = configs.from_json(stored.meta["config"])
+    if config.get("encoder") is not None:
+        return EncoderModel(configs.build(on_this_device(config).encoder, trust), stored.variables, config)
     if config.get("task") is None:
         tokenizer = configs.build(on_this_device(config).tokenizer, trust)
-        return TokenizerModel(tokenizer, stored.variables, config)
+        step = stored.meta.get("step") or None  # imported weights are of no step
+        return TokenizerModel(tokenizer, stored.variables, config, ema=stored.ema, step=step)
     task = configs.build(on_this_device(config).task, trust, horizon=config.horizon)
     model = task.model(stored.variables, {k: tuple(v) for k, v in stored.meta["vocabulary"].items()})
+    if isinstance(model, TokenizerModel):
+        config = ConfigDict({"tokenizer": spec_of(model.tokenizer)})
+        return dataclasses.replace(model, config=config, ema=stored.ema, step=stored.meta.get("step"))
     parts = {key: configs.build(config[key], trust) for key in ("sampler", "guidance") if config.get(key) is not None}
     return dataclasses.replace(model, config=config, ema=stored.ema, step=stored.meta.get("step"), **parts)
 
@@ -91,68 +94,6 @@ def save(model: Any, path: str, dtype: str = "float32") -> None:
     if distributed.is_first():
         checkpoint.write_file(path, checkpoint.Stored(model.variables, meta), dtype)
     distributed.barrier()
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenizerModel:
-    """A tokenizer with its weights.
-
-    Attributes:
-      tokenizer: the module.
-      variables: the tokenizer's own under `params` or `frozen`, by the name `tokenizer`.
-      config: what it was built from.
-      vocabulary, ema, step: of what generators have; a tokenizer has no labels.
-      devices: the mesh to compute on; None for all devices, each with a copy of the weights.
-    """
-
-    tokenizer: Any
-    variables: PyTree
-    config: ConfigDict | None = None
-    vocabulary: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    ema: str = "none"
-    step: int | None = None
-    devices: Mesh | None = None
-
-    def encode(self, images: np.ndarray) -> np.ndarray:
-        """Latents `[B, h, w, c]`, scaled for a generator, of images: uint8, or float in [-1, 1], `[B, H, W, 3]`.
-
-        Raises:
-          ModelError: for images of another kind or shape.
-        """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[-1] != 3:
-            raise ModelError(f"images are [B, H, W, 3], got {list(images.shape)}")
-        step = self.tokenizer.latent.downsample
-        if images.shape[1] % step or images.shape[2] % step:
-            raise ModelError(f"the tokenizer takes sides that are multiples of {step}, got {list(images.shape[1:3])}")
-        if images.dtype == np.uint8:
-            images = np.asarray(to_float(jnp.asarray(images)))
-        elif not np.isfinite(images).all() or np.abs(images).max() > 1.001:
-            raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
-        program = functools.partial(_encode, tokenizer=self.tokenizer)
-        return placement.by_rows(program, self._devices, self._own, images.astype(np.float32))
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Images uint8 `[B, H, W, 3]` of latents `[B, h, w, c]`.
-
-        Raises:
-          ModelError: for latents of another shape.
-        """
-        latents = np.asarray(latents, np.float32)
-        if latents.ndim != 4 or latents.shape[-1] != self.tokenizer.latent.channels:
-            channels = self.tokenizer.latent.channels
-            raise ModelError(f"latents are [B, h, w, {channels}], got {list(latents.shape)}")
-        program = functools.partial(_decode, tokenizer=self.tokenizer)
-        return placement.by_rows(program, self._devices, self._own, latents)
-
-    @property
-    def _own(self) -> PyTree:
-        frozen = self.variables["frozen"]
-        return frozen["tokenizer"] if "tokenizer" in frozen else {"params": self.variables["params"]["tokenizer"]}
-
-    @property
-    def _devices(self) -> Mesh:
-        return MeshShape().make() if self.devices is None else self.devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,11 +193,11 @@ class GeneratorModel:
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Latents `[B, h, w, c]`, as the network sees them; see `TokenizerModel.encode`."""
-        return self._tokenizer.encode(images)
+        return self.coder.encode(images)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Images uint8 `[B, H, W, 3]`; see `TokenizerModel.decode`."""
-        return self._tokenizer.decode(latents)
+        return self.coder.decode(latents)
 
     def predict(self, x: Array, t: Array, labels: Mapping[str, Array]) -> Any:
         """The bare network's `Prediction` for inputs `[B, ...]`, times `[B]` and label ids `[B]`."""
@@ -265,7 +206,8 @@ class GeneratorModel:
         return bind(self.task.network, params)(x, t, cond)
 
     @property
-    def _tokenizer(self) -> "TokenizerModel":
+    def coder(self) -> TokenizerModel:
+        """The tokenizer with its weights."""
         variables = {"params": {}, "frozen": {"tokenizer": self.variables["frozen"]["tokenizer"]}}
         return TokenizerModel(self.task.tokenizer, variables, devices=self._devices)
 
@@ -362,16 +304,6 @@ def _sampling_program(
         return to_uint8(tokenizer.apply(variables["frozen"]["tokenizer"], Latents(values=z), method="decode"))
 
     return program
-
-
-@functools.partial(jax.jit, static_argnames=("tokenizer",))
-def _encode(frozen: PyTree, images: Array, *, tokenizer: Any) -> Array:
-    return tokenizer.apply(frozen, images, method="encode").values
-
-
-@functools.partial(jax.jit, static_argnames=("tokenizer",))
-def _decode(frozen: PyTree, latents: Array, *, tokenizer: Any) -> Array:
-    return to_uint8(tokenizer.apply(frozen, Latents(values=latents), method="decode"))
 
 
 def _count(labels: Labels | None, count: int | None) -> int:

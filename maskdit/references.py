@@ -24,10 +24,14 @@ from ml_collections import ConfigDict
 from maskdit import config as configs
 from maskdit.contracts import Array, PyTree
 from maskdit.interop import published
+from maskdit.tokenizers import shipped
+from maskdit.tokenizers.model import TokenizerModel, spec_of
 from maskdit.training import checkpoint, mesh, placement
 
 _LOG = logging.getLogger(__name__)
 INIT_FROM = "init_from"
+STATE = "state"
+"""Where a tokenizer's codes that no gradient trains stand beside the parameters of networks."""
 _SHOWN = 12
 
 
@@ -107,7 +111,7 @@ class Weights:
 
 
 def find(source: str) -> str:
-    """The work directory or model file that a user names: a path, or the name of published weights.
+    """The work directory or model file of a source: a path, the name of a shipped tokenizer, or of published weights.
 
     Published weights are fetched and brought into the cache at first use.
 
@@ -120,6 +124,8 @@ def find(source: str) -> str:
         )
     if epath.Path(source).exists():
         return source
+    if source in shipped.NAMES:
+        return shipped.path(source)
     if source in published.ALIASES:
         from maskdit.importing import cached
 
@@ -130,7 +136,7 @@ def find(source: str) -> str:
         )
     raise WeightsError(
         f"there is no directory '{source}' and no published weights of that name; "
-        f"{configs.nearest(source, list(published.ALIASES))}"
+        f"{configs.nearest(source, [*published.ALIASES, *shipped.NAMES])}"
     )
 
 
@@ -264,22 +270,35 @@ def _part(stored: checkpoint.Stored, path: str, source: str) -> tuple[PyTree, An
     config, name = configs.from_json(stored.meta["config"]), path.rpartition(".")[2]
     params, frozen = stored.variables["params"], stored.variables["frozen"]
     task = config.get("task") or ConfigDict()
-    if path == INIT_FROM and task:
-        return params, task.get("network")
+    if path == INIT_FROM and (task or "tokenizer" in params):
+        return _trained(stored, task), task.get("network")
     if name == "tokenizer" and name in frozen:
         return frozen[name], _spec(task.tokenizer)
     if name == "tokenizer" and name in params:
-        return {"params": params[name]}, _spec(config.tokenizer)
+        model = configs.build(task).model(stored.variables, {}) if task else TokenizerModel(None, stored.variables)
+        return model.own, spec_of(model.tokenizer) if task else _spec(config.tokenizer)
+    if "encoder" in params and name not in (INIT_FROM, "tokenizer"):
+        return {"params": params["encoder"]}, config.encoder
     raise WeightsError(f"{source} holds {', '.join([*params, *frozen])}, which is nothing for config.{path}")
+
+
+def _trained(stored: checkpoint.Stored, task: ConfigDict) -> PyTree:
+    """The parameters of a run's networks, with what a tokenizer has learned without gradients under `state`."""
+    params = stored.variables["params"]
+    if "proxy" in task:
+        params = {**params, "tokenizer": configs.build(task).completed(stored.variables)[1]}
+    state = stored.variables["state"]
+    return params | ({STATE: {"tokenizer": state["tokenizer"]}} if "tokenizer" in state else {})
 
 
 def _tokenizer_of(
     stored: checkpoint.Stored, config: ConfigDict, source: str
 ) -> tuple[dict[str, Weights], dict[str, str]]:
     """The tokenizer that the source's network works with, for a config that names none; or how it is another."""
-    ours, theirs = config.task.get("tokenizer"), configs.from_json(stored.meta["config"]).task.get("tokenizer")
+    ours = config.task.get("tokenizer")
     if ours is None or configs.is_reference(ours) or "tokenizer" not in stored.variables["frozen"]:
         return {}, {}
+    theirs = configs.from_json(stored.meta["config"]).task.get("tokenizer")
     lines = [line for line in configs.differences(ours, _spec(theirs)) if not line.startswith("dtype:")]
     if lines:
         return {}, {"tokenizer": f"another than the source's ({'; '.join(lines[:3])}): the network sees other latents"}

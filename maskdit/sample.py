@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from maskdit.contracts import ModelError
 from maskdit.evals import pictures
-from maskdit.model import GeneratorModel, ModelError, load
+from maskdit.model import GeneratorModel, load
 from maskdit.samplers.ancestral import DDIM, Ancestral
 from maskdit.samplers.heun import Euler, Heun
 from maskdit.training import distributed

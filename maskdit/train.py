@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,7 @@ from maskdit.training import checkpoint, distributed, evaluation, mesh, placemen
 from maskdit.training.precision import on_this_device
 from maskdit.training.profiling import Profiler, Window
 from maskdit.training.run import LOADER_MAY_CHANGE, MAY_CHANGE, Run
-from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower, with_weights
+from maskdit.training.step import TrainState, abstract_state, compiled, initial_state, lower, weighted, with_weights
 from maskdit.training.stopping import stopping
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def train(
     """Trains what a config describes, from its last checkpoint if the work directory has one.
 
     Writes to the work directory: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, `frozen/`,
-    `samples.png` (for generators) and `loss.png`. SIGTERM and SIGINT, to any process, save and return.
+    `samples.png` (for generators) or `reconstructions.png` (for tokenizers), and `loss.png`. SIGTERM and SIGINT, to any
+    process, save and return.
 
     Args:
       config: a config whose top level is a `maskdit.training.run.Run`.
@@ -76,15 +77,16 @@ def train(
     task = dataclasses.replace(run.task, horizon=config.horizon)
     devices = run.mesh.make()
     rows = mesh.local_rows(devices, run.batch, run.microbatches)
-    shapes = _batch_shapes(run, rows)
+    shapes = _batch_shapes(run.data, run.batch, rows[0])
     task.check(shapes, run.data.vocabulary)
     _check_evaluation(task, run)
     like = abstract_state(task, run.ema, shapes, devices)
-    given = weights.pop(references.INIT_FROM).fitting(like.params) if references.INIT_FROM in weights else {}
+    given = weights.pop(references.INIT_FROM).fitting(weighted(like)) if references.INIT_FROM in weights else {}
 
     with contextlib.ExitStack() as stack:
         seed = jax.jit(lambda: jax.random.key(run.seed), out_shardings=mesh.replicated(devices))()
         frozen = _frozen(task, run, workdir, devices, started, weights)
+        run.data.check_tokenizer(getattr(task, "tokenizer", None), frozen.get("tokenizer"))
         store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
         state = _initial_state(task, run, shapes, seed, store, like, given)
         weights.clear()  # frozen/ has them now, the state those of `given`
@@ -245,7 +247,7 @@ def _frozen(
         if (epath.Path(workdir) / "frozen").exists():
             return None
         given = {path.removeprefix("task."): found for path, found in weights.items() if path.startswith("task.")}
-        made = task.freeze(Draw(run.seed).named("freeze"), lambda: _images(run), given)
+        made = task.freeze(Draw(run.seed).named("freeze"), lambda: run.data.images(run.batch), given)
         checkpoint.write_frozen(workdir, made)
         return None if jax.tree.leaves(made) else made
 
@@ -253,19 +255,13 @@ def _frozen(
     return checkpoint.read_frozen(workdir, lambda tree: mesh.shardings(tree, devices)) if empty is None else empty
 
 
-def _images(run: Run) -> Iterator[np.ndarray]:
-    with run.data.ordered(run.batch) as batches:
-        for batch in batches:
-            yield batch["image"][batch["weight"] > 0]
-
-
-def _batch_shapes(run: Run, rows: list[int]) -> dict[str, Any]:
-    """Shapes and dtypes of a global batch."""
-    loader = dataclasses.replace(run.data, workers=0)  # worker processes take seconds to start
-    with loader.batches(run.seed, run.batch, rows=rows[:1]) as batches:
+def _batch_shapes(loader: Any, batch: int, row: int = 0) -> dict[str, Any]:
+    """Shapes and dtypes of a global batch, from one row of it."""
+    loader = dataclasses.replace(loader, workers=0)  # worker processes take seconds to start
+    with loader.batches(0, batch, rows=[row]) as batches:
         one = next(batches)
     return {
-        name: jax.ShapeDtypeStruct((run.batch, *value.shape[1:]), value.dtype)
+        name: jax.ShapeDtypeStruct((batch, *value.shape[1:]), value.dtype)
         for name, value in one.items()
         if name != "replaced"
     }
@@ -295,7 +291,12 @@ def _check_evaluation(task: Any, run: Run) -> None:
             f"held-out images are of side {run.held_out.size}, those to train on of {run.data.size}: set "
             f"--config.held_out.size={run.data.size}"
         )
-    model = task.model({"params": {}, "frozen": {}}, run.data.vocabulary)
+    if run.held_out is not None:
+        try:
+            task.check(_batch_shapes(run.held_out, run.evaluation.batch), run.held_out.vocabulary)
+        except ValueError as error:
+            raise TrainingError(f"the held-out data do not fit: {error}") from error
+    model = task.model({"params": {}, "frozen": {}, "state": {}}, run.data.vocabulary)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
         dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance).check()
 
@@ -313,18 +314,21 @@ def _evaluation_missing(run: Run, root: epath.Path, first: int) -> bool:
 def _evaluate(
     task: Any, run: Run, config: ConfigDict, state: TrainState, frozen: PyTree, root: epath.Path, devices: Any
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Held-out loss and a grid of samples, on averaged weights."""
-    params = evaluation.averaged(state, run.ema)
+    """Held-out loss and a grid of samples or reconstructions, on averaged weights."""
+    variables = {"params": evaluation.averaged(state, run.ema), "frozen": frozen, "state": state.task}
     scalars, images = {}, {}
     if run.held_out is not None:
-        means = evaluation.held_out_loss(task, params, frozen, run.held_out, run.evaluation, run.seed, devices)
+        means = evaluation.held_out_loss(task, variables, run.held_out, run.evaluation, run.seed, devices)
         scalars = {f"held_out/{name}": value for name, value in means.items()}
-    model = task.model({"params": params, "frozen": frozen}, run.data.vocabulary)
+    model = dataclasses.replace(task.model(variables, run.data.vocabulary), config=config, devices=devices)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
-        model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance, config=config, devices=devices)
+        model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance)
         images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed)
-        if distributed.is_first():
-            pictures.save_png(root / "samples.png", images["samples"])
+    if run.evaluation.images and run.held_out is not None and hasattr(model, "reconstruct"):
+        images["reconstructions"] = evaluation.reconstruction_grid(model, run.held_out, run.evaluation.images)
+    if distributed.is_first():
+        for name, picture in images.items():
+            pictures.save_png(root / f"{name}.png", picture)
     return scalars, images
 
 

@@ -23,8 +23,8 @@ from maskdit.exporting import export_weights
 from maskdit.importing import import_weights
 from maskdit.interop import layouts, published
 from maskdit.interop.state_file import open_state
-from maskdit.model import TokenizerModel
 from maskdit.references import WeightsError
+from maskdit.tokenizers.model import TokenizerModel
 from maskdit.train import TrainingError, train
 from maskdit.training import checkpoint
 from tests.interop.torch_writer import write_zip

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import maskdit
-from maskdit.model import ModelError
+from maskdit.contracts import ModelError
 from maskdit.samplers.ancestral import DDIM
 from maskdit.train import train
 from maskdit.training.checkpoint import CheckpointError

@@ -14,7 +14,8 @@ import pytest
 
 from maskdit import config as configs
 from maskdit.cli import main
-from maskdit.model import ModelError, load
+from maskdit.contracts import ModelError
+from maskdit.model import load
 from maskdit.tokenizers.pixels import Pixels
 from maskdit.tokenizers.vae import VAE
 from maskdit.train import TrainingError, train

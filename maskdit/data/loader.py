@@ -9,7 +9,6 @@ whole state of the input: it resumes anywhere, on any number of processes, threa
 import dataclasses
 import functools
 import logging
-import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,12 +16,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from maskdit.data.source import RESERVED, DataError, Record, Source, UnreadableRecord, check_record
-from maskdit.data.transforms import centre_crop, flips, resize
+from maskdit.data.batches import Batch, Batches
+from maskdit.data.embeddings import Embeddings
+from maskdit.data.images import FITS, Images
+from maskdit.data.latents import TEXT, Encoded
+from maskdit.data.source import RESERVED, DataError, Source, UnreadableRecord, fields_only
+from maskdit.data.transforms import flips
 
-Batch = dict[str, Any]
 _LOG = logging.getLogger(__name__)
-_FITS = {"crop": centre_crop, "resize": resize}
 _ENDLESS = 2**40  # steps
 
 
@@ -40,6 +41,9 @@ class Loader:
       workers: processes that make batches ahead; 0 for none. They take seconds to start and pay where decoding keeps
         several cores busy. A script that uses them needs an `if __name__ == "__main__"` guard.
       prefetch: batches kept ready, in each worker where there are workers.
+      latents: a folder that `maskdit encode` has made of the source: batches hold latents in place of images, and the
+        source is not read. It must have been made with the same `size` and `fit`.
+      text: a file of text embeddings with a row for each record, see `maskdit.data.embeddings.Embeddings`.
 
     Raises:
       DataError: for a field out of its range.
@@ -53,25 +57,61 @@ class Loader:
     threads: int = 2
     workers: int = 0
     prefetch: int = 4
+    latents: str | None = None
+    text: str | None = None
+
+    __getstate__ = fields_only
 
     def __post_init__(self) -> None:
-        if self.fit not in _FITS:
-            raise DataError(f"fit is one of {', '.join(_FITS)}; got '{self.fit}'")
+        if self.fit not in FITS:
+            raise DataError(f"fit is one of {', '.join(FITS)}; got '{self.fit}'")
         for name, least in (("size", 1), ("threads", 0), ("workers", 0)):
             _at_least(name, getattr(self, name), least)
         _at_least("prefetch (as large as threads)", self.prefetch, max(1, self.threads))
 
     @property
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
-        """Label name -> class names, of the source."""
-        return self.source.vocabulary
+        """Label name -> class names, of the source, or of the folder of latents."""
+        return self.records.vocabulary
 
-    def batches(self, seed: int, batch: int, start: int = 0, rows: Iterable[int] | None = None) -> "Batches":
+    @functools.cached_property
+    def records(self) -> Encoded | Images:
+        """What is read: the folder of latents where one is set, else the source's images.
+
+        Raises:
+          DataError: where the folder or the file of texts does not go with the other fields.
+        """
+        text = None if self.text is None else Embeddings(self.text)
+        if self.latents is None:
+            return Images(self.source, self.size, self.fit, text)
+        folder = Encoded(self.latents)
+        folder.check(size=self.size, fit=self.fit, flip=self.flip, text=text is not None, source=self.source)
+        return folder
+
+    def check_tokenizer(self, tokenizer: Any, variables: Any) -> None:
+        """Refuses a folder of latents that another tokenizer has made; does nothing where images are read.
+
+        Args:
+          tokenizer: the module of the run; None for a run that has none.
+          variables: its variables by collection; None for a run that trains it.
+
+        Raises:
+          DataError: naming both tokenizers.
+        """
+        if self.latents is None:
+            return
+        if tokenizer is None or variables is None:
+            raise DataError("data.latents is for runs that train on a frozen tokenizer's latents: set it to None")
+        Encoded(self.latents).check_tokenizer(tokenizer, variables)
+
+    def batches(self, seed: int, batch: int, start: int = 0, rows: Iterable[int] | None = None) -> Batches:
         """The endless stream of training batches from step `start` on.
 
         Each is a dict of `image` uint8 `[b, size, size, 3]`, a class number int32 `[b]` for each label, `row` int32
         `[b]` (the row's number in the global batch), and `replaced`, an int for the host: how many of these rows show
-        another record because theirs could not be read. Such a row takes the next record of the pass.
+        another record because theirs could not be read. Such a row takes the next record of the pass. `text`
+        `[b, T, D]` comes with them where it is set. With `latents`, `moments`, `values` or `ids` stands in place of
+        `image`, as it is stored (ids as int32), of the mirror image where the image would be mirrored.
 
         Args:
           seed: 0 to 2**32 - 1.
@@ -87,13 +127,13 @@ class Loader:
         _at_least("batch", batch, 1)
         _at_least("start", start, 0)
         numbers = _rows(rows, batch)
-        count = _count(self.source)
+        count = _count(self.records)
         if count < batch:
             _LOG.warning("the source has %d records, less than a batch of %d: batches show records twice", count, batch)
         make = _Training(self, seed, batch, numbers)
         return self._iterate(grain.MapDataset.range(start, _ENDLESS).map(make), self.workers)
 
-    def ordered(self, batch: int, limit: int | None = None, rows: Iterable[int] | None = None) -> "Batches":
+    def ordered(self, batch: int, limit: int | None = None, rows: Iterable[int] | None = None) -> Batches:
         """One pass in the source's order, neither shuffled nor mirrored: for held-out losses, to fit tokenizers.
 
         Batches are as those of `batches`, with `weight` float32 `[b]`: 0 for rows that only fill the last batch (they
@@ -109,15 +149,54 @@ class Loader:
           DataError: for an argument out of its range, and, while iterating, where no record of the source can be read.
         """
         _at_least("batch", batch, 1)
-        count = _count(self.source)
+        count = _count(self.records)
         if limit is not None:
             _at_least("limit", limit, 1)
         taken = count if limit is None else min(limit, count)
         make = _Ordered(self, batch, _rows(rows, batch), taken)
         return self._iterate(grain.MapDataset.range(-(-taken // batch)).map(make), 0)
 
-    def _iterate(self, made: grain.MapDataset, workers: int) -> "Batches":
-        if taken := set(self.vocabulary) & set(RESERVED):
+    def images(self, batch: int, limit: int | None = None) -> Iterator[np.ndarray]:
+        """The readable images in the source's order, uint8 `[b, size, size, 3]`, as tokenizers are fitted to them.
+
+        Args:
+          batch: images of an array, at most.
+          limit: at most so many records, spread evenly over the source; None for all.
+
+        Raises:
+          DataError: where there are latents in place of images.
+        """
+        if self.latents is not None:
+            raise DataError(
+                "this tokenizer is fitted to images, and data.latents gives latents: set --config.task.tokenizer to "
+                "the checkpoint that made them, or --config.data.latents=None"
+            )
+        with self.ordered(batch, limit) as batches:
+            for one in batches:
+                yield one["image"][one["weight"] > 0]
+
+    def once(self, batch: int, indices: Iterable[int]) -> Batches:
+        """The records of these numbers in this order, each once, not mirrored: for what is written about each.
+
+        Batches are as those of `batches`, without `row` and `replaced`, and with `index` int64 `[b]`, the record's
+        number, -1 in rows that only fill the last batch, and `unreadable` `[b]`, a list of strings: why the record
+        could not be read; its arrays are zeros then.
+
+        Args:
+          batch: rows.
+          indices: numbers of records.
+        """
+        _at_least("batch", batch, 1)
+        _count(self.records)
+        numbers = np.asarray(list(indices), np.int64)
+        made = grain.MapDataset.range(-(-len(numbers) // batch)).map(_Once(self, batch, numbers))
+        return self._iterate(made, self.workers, "unreadable record: %s")
+
+    def _iterate(
+        self, made: grain.MapDataset, workers: int, saying: str = "unreadable record, the next one takes its place: %s"
+    ) -> Batches:
+        reserved = {*RESERVED, TEXT} if self.text else {*RESERVED}
+        if taken := set(self.vocabulary) & reserved:
             raise DataError(f"the source calls a label '{min(taken)}', a name with another use in a batch: rename it")
         buffer = self.prefetch if self.threads else 0
         stream = made.to_iter_dataset(grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=buffer))
@@ -126,51 +205,7 @@ class Loader:
                 flags.FLAGS.mark_as_parsed()  # grain reads its flags before it starts workers; notebooks parse none
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=self.prefetch)
             stream = stream.mp_prefetch(options)
-        return Batches(iter(stream), shared=workers > 0)
-
-
-class Batches(Iterator[Batch]):
-    """Batches made ahead by threads or worker processes; begins at once. Unreadable records are logged, each once.
-
-    Close it, or use it in a `with` statement; before an `os._exit` above all, which worker processes would outlive.
-    """
-
-    def __init__(self, stream: Any, shared: bool):
-        self._streams, self._shared = [stream], shared
-        self._named: set[str] = set()
-        self._end = weakref.finalize(self, _close, self._streams)  # also when lost, and at the interpreter's exit
-        stream.start_prefetch()
-
-    def __next__(self) -> Batch:
-        if not self._streams:
-            raise StopIteration
-        made = next(self._streams[0])
-        if made["error"]:
-            self.close()
-            raise DataError(made["error"])
-        for name in made["unreadable"]:
-            if name not in self._named:
-                self._named.add(name)
-                _LOG.warning("unreadable record, the next one takes its place: %s", name)
-        if not self._shared:
-            return made["batch"]
-        # out of the memory shared with the worker: it goes away with the array, and a device may alias the array
-        return {name: np.array(v) if isinstance(v, np.ndarray) else v for name, v in made["batch"].items()}
-
-    def close(self) -> None:
-        """Ends the threads or worker processes."""
-        self._end()
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
-
-
-def _close(streams: list[Any]) -> None:
-    while streams:
-        streams.pop().close()
+        return Batches(iter(stream), workers > 0, saying)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,14 +224,14 @@ class _Training:
 
     def candidates(self, place: int) -> Iterator[int]:
         """The record of a place, then the others of its pass, in order."""
-        count = len(self.loader.source)
+        count = len(self.loader.records)
         begin = place - place % count
         for later in range(count):
             yield self._order[begin + (place - begin + later) % count]
 
     @functools.cached_property
     def _order(self) -> grain.MapDataset:
-        order = grain.MapDataset.range(len(self.loader.source)).seed(self.seed)
+        order = grain.MapDataset.range(len(self.loader.records)).seed(self.seed)
         return (order.shuffle() if self.loader.shuffle else order).repeat()
 
 
@@ -216,10 +251,35 @@ class _Ordered:
 
     def candidates(self, place: int) -> Iterator[int]:
         """The record of a place, then all others."""
-        count = len(self.loader.source)
+        count = len(self.loader.records)
         first = place % self.taken * count // self.taken
         for later in range(count):
             yield (first + later) % count
+
+
+@dataclasses.dataclass(frozen=True)
+class _Once:
+    """Makes the batches of records that are shown once."""
+
+    loader: Loader
+    batch: int
+    numbers: np.ndarray
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        numbers = self.numbers[int(step) * self.batch :][: self.batch]
+        made = _empty(self.loader, self.batch, zeros=True)
+        unreadable = [""] * self.batch
+        try:
+            for i, number in enumerate(numbers):
+                try:
+                    _fill(made, i, self.loader.records.read(int(number), False))
+                except UnreadableRecord as error:
+                    unreadable[i] = str(error)
+        except DataError as error:
+            return {"batch": {}, "unreadable": [], "error": str(error)}
+        index = np.concatenate([numbers, np.full(self.batch - len(numbers), -1)])
+        batch = {**made, "index": index, "unreadable": unreadable}
+        return {"batch": batch, "unreadable": [said for said in unreadable if said], "error": ""}
 
 
 def _make(
@@ -230,36 +290,41 @@ def _make(
     counts: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Fills a batch. An error travels as text: raised in a worker, it would come wrapped in a traceback."""
-    names = list(loader.vocabulary)
-    images = np.empty((len(rows), loader.size, loader.size, 3), np.uint8)
-    labels = {name: np.empty(len(rows), np.int32) for name in names}
     unreadable: list[str] = []
     replaced = np.zeros(len(rows), bool)
     try:
+        made = _empty(loader, len(rows))
         for i, choices in enumerate(candidates):
-            record, broken = _first_readable(loader.source, choices)
-            image = _FITS[loader.fit](record["image"], loader.size)
-            images[i] = image[:, ::-1] if mirrored[i] else image
-            for name in names:
-                labels[name][i] = record[name]
+            record, broken = _first_readable(loader.records, choices, bool(mirrored[i]))
+            _fill(made, i, record)
             unreadable += broken
             replaced[i] = bool(broken)
     except DataError as error:
         return {"batch": {}, "unreadable": [], "error": str(error)}
-    batch: Batch = {"image": images, **labels, "row": rows.astype(np.int32), "replaced": int(replaced.sum())}
+    batch: Batch = {**made, "row": rows.astype(np.int32), "replaced": int(replaced.sum())}
     if counts is not None:
         batch["weight"] = (counts & ~replaced).astype(np.float32)
     return {"batch": batch, "unreadable": unreadable, "error": ""}
 
 
-def _first_readable(source: Source, candidates: Iterator[int]) -> tuple[Record, list[str]]:
+def _empty(loader: Loader, rows: int, zeros: bool = False) -> dict[str, np.ndarray]:
+    make = np.zeros if zeros else np.empty
+    return {name: make((rows, *shape), dtype) for name, (shape, dtype) in loader.records.arrays.items()}
+
+
+def _fill(made: dict[str, np.ndarray], row: int, record: dict[str, Any]) -> None:
+    for name, array in made.items():
+        array[row] = record[name]
+
+
+def _first_readable(
+    records: Encoded | Images, candidates: Iterator[int], mirrored: bool
+) -> tuple[dict[str, Any], list[str]]:
     """The first record that can be read, and what was wrong with those before it."""
     broken: list[str] = []
     for index in candidates:
         try:
-            record = source[index]
-            check_record(source, index, record)
-            return record, broken
+            return records.read(index, mirrored), broken
         except UnreadableRecord as error:
             broken.append(str(error))
     raise DataError(
@@ -281,10 +346,11 @@ def _rows(rows: Iterable[int] | None, batch: int) -> np.ndarray:
     return numbers.astype(np.int64)
 
 
-def _count(source: Source) -> int:
-    count = len(source)
+def _count(records: Encoded | Images) -> int:
+    count = len(records)
     if count == 0:
-        raise DataError(f"{source!r} has no records: choose another split or path")
+        named = records.source if isinstance(records, Images) else records
+        raise DataError(f"{named!r} has no records: choose another split or path")
     return count
 
 

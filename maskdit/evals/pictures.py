@@ -42,6 +42,21 @@ def grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np
     return np.pad(sheet, ((0, padding), (0, padding), (0, 0)), constant_values=255)
 
 
+def pairs(images: np.ndarray, others: np.ndarray, columns: int) -> np.ndarray:
+    """Lays out two sets of images as `grid` does: a row of the first above the same row of the second.
+
+    Args:
+      images, others: uint8 `[N, H, W, 3]`.
+      columns: images in a row; what is left of the last one is white.
+    """
+    rows = -(-len(images) // columns)
+    white = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
+    first, second = white.copy(), white
+    first[: len(images)], second[: len(others)] = images, others
+    cut = (rows, columns, *images.shape[1:])
+    return grid(np.stack([first.reshape(cut), second.reshape(cut)], 1).reshape(-1, *images.shape[1:]), columns)
+
+
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Writes an image, uint8 `[H, W, 3]`, as a PNG file, local or `gs://`; the folder must exist.
 

@@ -6,6 +6,7 @@ later ones are held to it (`cache.py` tells where). What is in the cache is used
 
 import base64
 import contextlib
+import dataclasses
 import hashlib
 import http.client
 import importlib.util
@@ -41,15 +42,60 @@ from maskdit.interop.hub import fetch_from_hub, is_repository
 from maskdit.interop.state_file import shard_files
 from maskdit.interop.tensors import FileError
 
-__all__ = ["ELSEWHERE", "DownloadError", "cache_root", "fetch"]
+__all__ = ["ELSEWHERE", "DownloadError", "Page", "cache_root", "fetch", "page"]
 
 _LOG = logging.getLogger(__name__)
 _TIMEOUT = 30.0  # seconds without an answer or a byte
 _BLOCK = 1 << 20
+_PAGE_LIMIT = 1 << 25  # bytes
 _HEADERS = {"User-Agent": "maskdit", "Accept-Encoding": "identity"}
 
 
-def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[str] | None = None) -> pathlib.Path:
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A page that was read whole.
+
+    Attributes:
+      url: where it came from in the end.
+      kind: its media type.
+      body: its bytes.
+    """
+
+    url: str
+    kind: str
+    body: bytes
+
+
+def page(url: str, accept: str) -> Page:
+    """Reads a page of a server, such as that of a package index; nothing is kept.
+
+    Args:
+      url: of http(s); a login in it is used.
+      accept: media types that are asked for, as in the header of that name.
+
+    Raises:
+      DownloadError: as `fetch`, and for a page of more than 32 MiB.
+    """
+    if not re.match(r"https?://[^/]", url):
+        raise DownloadError(f"{shown(url)} is not fetched: https:// and http:// are; {ELSEWHERE}")
+    with _opened(url, 0, "", accept) as response:
+        if response.status != 200:
+            raise DownloadError(_refusal(url, response.status, response.reason))
+        body = b""
+        for block in _blocks(url, response):
+            body += block
+            if len(body) > _PAGE_LIMIT:
+                raise DownloadError(f"{shown(url)} is a page of more than {_bytes(_PAGE_LIMIT)}; {ELSEWHERE}")
+        return Page(response.geturl(), response.headers.get_content_type(), body)
+
+
+def fetch(
+    source: str,
+    *,
+    prefer: Sequence[str] = (),
+    cache: str | os.PathLike[str] | None = None,
+    sha256: str | None = None,
+) -> pathlib.Path:
     """Brings a file of weights to this machine.
 
     Args:
@@ -60,6 +106,7 @@ def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[s
         `transformer/diffusion_pytorch_model.*`. The first that fits one file decides, else the only file of weights.
       cache: the folder to keep downloads in instead of `cache_root()`. Files of repositories are kept by the package
         `huggingface_hub` in its own cache.
+      sha256: the checksum that the file of a URL must have; None for that of its first download.
 
     Returns:
       The local path of the file or index.
@@ -72,7 +119,7 @@ def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[s
     root = pathlib.Path(cache) if cache is not None else cache_root()
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*)://", source)
     if scheme and scheme[1].lower() in ("http", "https"):
-        return _from_url(source, root)
+        return _from_url(source, root, sha256)
     if scheme and scheme[1] == "hf":
         return fetch_from_hub(source, prefer, root)
     if scheme:
@@ -84,7 +131,7 @@ def fetch(source: str, *, prefer: Sequence[str] = (), cache: str | os.PathLike[s
     raise DownloadError(f"there is no file {source}; give a path, a URL, or a repository as hf://owner/name/path")
 
 
-def _from_url(url: str, root: pathlib.Path) -> pathlib.Path:
+def _from_url(url: str, root: pathlib.Path, sha256: str | None) -> pathlib.Path:
     try:
         parts = urllib.parse.urlsplit(url)
         host, name, _ = parts.hostname, _file_name(parts.path), parts.port  # each may be refused
@@ -94,7 +141,7 @@ def _from_url(url: str, root: pathlib.Path) -> pathlib.Path:
         told = "the address" if "@" in url else shown(url)  # a login may have broken it
         raise DownloadError(f"{told} is no URL: it should look like https://host/folder/file")
     folder = folder_of(root, url)
-    path = _kept(url, root, folder / name)
+    path = _kept(url, root, folder / name, sha256)
     if name.endswith(".index.json"):
         try:
             shards = sorted(set(shard_files(path).values()))
@@ -111,12 +158,16 @@ def _file_name(path: str) -> str:
     return "file" if name in ("", ".", "..") else name
 
 
-def _kept(url: str, root: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
+def _kept(url: str, root: pathlib.Path, path: pathlib.Path, sha256: str | None = None) -> pathlib.Path:
     """The file of a URL, from the cache or downloaded into it."""
     recorded(root, url)  # a broken record is told before a download
     with disk_errors(root):
         if path.is_file():
             hold(root, url, path)
+            if sha256 not in (None, recorded(root, url)):
+                raise DownloadError(
+                    f"{path} has not the sha256 {sha256}: {forgetting(root, url, path)}, then run it again"
+                )
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f"{path.name}.lock"), path.name):
@@ -125,6 +176,9 @@ def _kept(url: str, root: pathlib.Path, path: pathlib.Path) -> pathlib.Path:
                 digest = _download(url, part)
                 _tag_of(part).unlink()
                 error = refused(root, url, part, digest)
+                if error is None and sha256 not in (None, digest):
+                    told = f"its sha256 is {digest}, expected {sha256}; it was not kept"
+                    error = DownloadError(f"{shown(url)} is another file than the known one: {told}, {ELSEWHERE}")
                 if error is not None:
                     part.unlink()
                     raise error
@@ -191,9 +245,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opened(url: str, done: int, version: str) -> Any:
+def _opened(url: str, done: int, version: str, accept: str = "*/*") -> Any:
     """The server's answer, from byte `done` on where the file is still of this version."""
-    headers = {**_HEADERS, "Range": f"bytes={done}-", "If-Range": version} if done else _HEADERS
+    headers = {**_HEADERS, "Accept": accept}
+    headers |= {"Range": f"bytes={done}-", "If-Range": version} if done else {}
     parts = urllib.parse.urlsplit(url)
     login, _, place = parts.netloc.rpartition("@")
     address = urllib.parse.urlunsplit(parts._replace(netloc=place))

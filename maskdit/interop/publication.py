@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit.interop.registry import Package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,8 @@ class Published:
       reference: arguments of the authors' code at full size.
       from_reference: turns these into the spec of ours.
       resolution: side in pixels of the images that it was trained on.
+      part: what it is where it is no generator: `tokenizer` or `encoder`.
+      package: the package that it lies in, where it is fetched from a package index.
       also: other sources of the same weights.
       prefer: patterns of the file in a Hugging Face repository that is given without a path, the best first.
       where: how to get the file where there is no source.
@@ -41,6 +44,8 @@ class Published:
     reference: Mapping[str, Any]
     from_reference: Callable[[Mapping[str, Any]], ConfigDict]
     resolution: int
+    part: str = "tokenizer"
+    package: Package | None = None
     also: tuple[str, ...] = ()
     prefer: tuple[str, ...] = ()
     where: str = ""
@@ -54,7 +59,7 @@ class Published:
         return self.from_reference(self.reference)
 
     def config(self) -> ConfigDict:
-        """The config that the weights go with: that of a run for a generator, `tokenizer` alone for a tokenizer."""
+        """The config that the weights go with: that of a run for a generator, else `tokenizer` or `encoder` alone."""
         if self.generator:
             return configs.load(self.generator, self.overrides)
-        return ConfigDict({"tokenizer": self.spec()})
+        return ConfigDict({self.part: self.spec()})

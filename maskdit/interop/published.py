@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.interop import dit, maskdit, published_vae
+from maskdit.interop import dit, maskdit, published_encoders, published_titok, published_vae, published_vqgan
 from maskdit.interop.publication import Published
 
 _XL = {"depth": 28, "hidden_size": 1152, "patch_size": 2, "num_heads": 16, "mlp_ratio": 4.0, "num_classes": 1000}
@@ -56,7 +56,10 @@ _ALL = (
     _maskdit(256, False, "imagenet256-ckpt-best_without_guidance.pt", "5.69"),
     _maskdit(512, True, "1080000.pt", "2.50"),
     _maskdit(512, False, "1050000.pt", "10.79"),
+    *published_titok.ENTRIES,
     *published_vae.ENTRIES,
+    *published_vqgan.ENTRIES,
+    *published_encoders.ENTRIES,
 )
 ALIASES: dict[str, Published] = {entry.name: entry for entry in _ALL}
 
@@ -69,7 +72,7 @@ def listing() -> str:
 def _described(entry: Published) -> str:
     lines = {
         "file": entry.file,
-        "from": entry.source or entry.where,
+        "from": entry.source or (str(entry.package) if entry.package else entry.where),
         "also": ", ".join(entry.also),
         "licence": entry.licence,
         "becomes": _becomes(entry),
@@ -83,7 +86,8 @@ def _described(entry: Published) -> str:
 def _becomes(entry: Published) -> str:
     if entry.generator:
         return f"the config {entry.generator}, with the VAE {entry.vae}"
-    return "a tokenizer (VAE)"
+    tokenizer = f"a tokenizer ({entry.spec().target.rpartition(':')[2]})"
+    return tokenizer if entry.part == "tokenizer" else "an encoder, for losses and measures"
 
 
 def _sampling(config: ConfigDict) -> str:

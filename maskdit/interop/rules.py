@@ -129,11 +129,13 @@ class Fixed:
       source: the published name.
       value: gives the tensor in the published layout.
       places: of a table of places: the axis that counts them; only for the error message.
+      checked: False for what counts something in training, such as uses of codes: any values pass on import.
     """
 
     source: str
     value: Callable[[], np.ndarray]
     places: int | None = None
+    checked: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +331,8 @@ def _leftover(table: Table, name: str, tensor: Tensor, wanted: Mapping[str, Any]
 
 
 def _check_fixed(row: Fixed, tensor: Tensor) -> tuple[str, str]:
+    if not row.checked:
+        return OTHER_VALUES, ""
     value, shape = row.value(), tuple(tensor.shape)
     if shape != value.shape:
         line = f"{row.source}: has shape {shape}, the model computes {value.shape}"

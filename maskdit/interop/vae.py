@@ -3,19 +3,23 @@
 Sources: huggingface/diffusers `models/autoencoders/autoencoder_kl.py`; LTH14/mar `models/vae.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from maskdit.config import spec
-from maskdit.interop.rules import CONV, POINTWISE, LayoutError, Row, Table, Unused, linear
+from maskdit.interop.rules import CONV, POINTWISE, LayoutError, Op, Row, Table, Unused, linear, parts
 from maskdit.tokenizers.vae import VAE
 
 COMPVIS_GROUPS = 32
 """Groups of the norms in CompVis' code, where they are no argument."""
 COMPVIS_UNUSED = (r"loss\..*", r"discriminator\..*", r"model_ema\..*", r"foundation_model\..*", r"linear_proj\..*")
 """What stands beside an autoencoder in training checkpoints: losses, averages, VA-VAE's teacher and its projection."""
+
+_THREE = parts(3)
+_POINTWISE_QKV = Op(lambda x: _THREE.forward(x[..., 0, 0]), lambda x: _THREE.backward(x)[..., None, None])
+"""The joined weights `[3C, C, 1, 1]` of 1x1 convolutions as the kernel `[C, 3, C]` of queries, keys and values."""
 
 DIFFUSERS_HELD = (
     "block_out_channels",
@@ -72,7 +76,6 @@ def _from_compvis(config: Mapping[str, Any]) -> ConfigDict:
     _require(config, "double_z", True)
     _require(config, "out_ch", config.get("in_channels", 3))
     _require(config, "z_channels", config["embed_dim"])
-    _require(config, "ch_mult", [1, *config["ch_mult"][1:]])
     levels = range(len(config["ch_mult"]))
     return spec(
         VAE,
@@ -84,7 +87,13 @@ def _from_compvis(config: Mapping[str, Any]) -> ConfigDict:
         scale=config["latent_scale"],
         shift=config.get("latent_shift", 0.0),
         in_channels=config.get("in_channels", 3),
+        stem=stem(config["ch"], config["ch_mult"]),
     )
+
+
+def stem(width: int, factors: Sequence[int]) -> int | None:
+    """The field `stem` of a network whose levels are `factors` times as wide as its first convolution."""
+    return None if factors[0] == 1 else width
 
 
 def to_reference(network: VAE) -> dict[str, Any]:
@@ -95,13 +104,14 @@ def to_reference(network: VAE) -> dict[str, Any]:
     Raises:
       LayoutError: where CompVis' autoencoder has no such part.
     """
-    first, resolution = network.channels[0], 256
+    first, resolution = network.stem or network.channels[0], 256
     for holds, what in (
         (network.quant_conv, "no 1x1 convolutions at the latents (quant_conv=False)"),
+        (network.patch == 1, f"patches of {network.patch} x {network.patch} pixels before its first level"),
         (network.groups == COMPVIS_GROUPS, f"{network.groups} groups in its norms, not {COMPVIS_GROUPS}"),
         (
             all(width % first == 0 for width in network.channels),
-            f"levels of {network.channels} channels, not multiples of the first",
+            f"levels of {network.channels} channels, not multiples of the first convolution's {first}",
         ),
         (
             resolution >> (len(network.channels) - 1),
@@ -134,6 +144,16 @@ def to_diffusers(network: VAE) -> dict[str, Any]:
     Raises:
       LayoutError: where diffusers' autoencoder has no such part.
     """
+    if network.stem not in (None, network.channels[0]):
+        raise LayoutError(
+            f"this VAE has {network.stem} channels after its first convolution and {network.channels[0]} in its first "
+            "level: they are equal in diffusers' AutoencoderKL; use the layout `reference`"
+        )
+    if network.patch != 1:
+        raise LayoutError(
+            f"this VAE has patches of {network.patch} x {network.patch} pixels before its first level: diffusers' "
+            "AutoencoderKL has none"
+        )
     if network.attention_levels:
         raise LayoutError(
             f"this VAE has attention in its levels {tuple(network.attention_levels)}: diffusers' AutoencoderKL has it "
@@ -171,21 +191,20 @@ def diffusers(config: Mapping[str, Any]) -> Table:
     for side in ("encoder", "decoder"):
         for end in ("conv_in", "conv_out"):
             rows += linear(f"{side}.{end}", f"{side}/{end}", CONV)
-        rows += _norm(f"{side}.conv_norm_out", f"{side}/norm_out")
-        rows += _block(f"{side}.mid_block.resnets.{{j}}", f"{side}/mid_block_{{j}}", "conv_shortcut")
+        rows += norm_rows(f"{side}.conv_norm_out", f"{side}/norm_out")
+        rows += block_rows(f"{side}.mid_block.resnets.{{j}}", f"{side}/mid_block_{{j}}", "conv_shortcut")
         for norm, q, k, v, out in (
             ("group_norm", "to_q", "to_k", "to_v", "to_out.0"),
             ("group_norm", "query", "key", "value", "proj_attn"),
         ):
             source, target = f"{side}.mid_block.attentions.0", f"{side}/mid_attn"
-            rows += _norm(f"{source}.{norm}", f"{target}/norm")
-            for theirs, ours in ((q, "q"), (k, "k"), (v, "v"), (out, "out")):
-                rows += linear(f"{source}.{theirs}", f"{target}/{ours}")
-    rows += _block("encoder.down_blocks.{i}.resnets.{j}", "encoder/down_{i}_block_{j}", "conv_shortcut")
+            rows += norm_rows(f"{source}.{norm}", f"{target}/norm") + linear(f"{source}.{out}", f"{target}/out")
+            rows += linear((f"{source}.{q}", f"{source}.{k}", f"{source}.{v}"), f"{target}/qkv", _THREE)
+    rows += block_rows("encoder.down_blocks.{i}.resnets.{j}", "encoder/down_{i}_block_{j}", "conv_shortcut")
     rows += linear("encoder.down_blocks.{i}.downsamplers.0.conv", "encoder/down_{i}_downsample", CONV)
     for i in range(levels):
         level = levels - 1 - i  # its decoder counts from the deepest level
-        rows += _block(f"decoder.up_blocks.{i}.resnets.{{j}}", f"decoder/up_{level}_block_{{j}}", "conv_shortcut")
+        rows += block_rows(f"decoder.up_blocks.{i}.resnets.{{j}}", f"decoder/up_{level}_block_{{j}}", "conv_shortcut")
         rows += linear(f"decoder.up_blocks.{i}.upsamplers.0.conv", f"decoder/up_{level}_upsample", CONV)
     return rows + linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
 
@@ -193,35 +212,41 @@ def diffusers(config: Mapping[str, Any]) -> Table:
 def compvis(config: Mapping[str, Any]) -> Table:
     """Rows for the names of CompVis' latent diffusion; what only its training needs is passed over."""
     del config
+    return [*compvis_rows(), *(Unused(source) for source in COMPVIS_UNUSED)]
+
+
+def compvis_rows(qkv: tuple[str, ...] = ("q", "k", "v")) -> list[Row]:
+    """Rows of encoder, decoder and the convolutions at the latents; `qkv` as in `attention_rows`."""
     rows: list[Row] = []
     for side, level in (("encoder", "down"), ("decoder", "up")):
         for end in ("conv_in", "conv_out"):
             rows += linear(f"{side}.{end}", f"{side}/{end}", CONV)
-        rows += _norm(f"{side}.norm_out", f"{side}/norm_out")
-        rows += _block(f"{side}.{level}.{{i}}.block.{{j}}", f"{side}/{level}_{{i}}_block_{{j}}", "nin_shortcut")
-        rows += _attention(f"{side}.{level}.{{i}}.attn.{{j}}", f"{side}/{level}_{{i}}_attn_{{j}}")
+        rows += norm_rows(f"{side}.norm_out", f"{side}/norm_out")
+        rows += block_rows(f"{side}.{level}.{{i}}.block.{{j}}", f"{side}/{level}_{{i}}_block_{{j}}")
+        rows += attention_rows(f"{side}.{level}.{{i}}.attn.{{j}}", f"{side}/{level}_{{i}}_attn_{{j}}", qkv)
         rows += linear(f"{side}.{level}.{{i}}.{level}sample.conv", f"{side}/{level}_{{i}}_{level}sample", CONV)
-        rows += _block(f"{side}.mid.block_1", f"{side}/mid_block_0", "nin_shortcut")
-        rows += _block(f"{side}.mid.block_2", f"{side}/mid_block_1", "nin_shortcut")
-        rows += _attention(f"{side}.mid.attn_1", f"{side}/mid_attn")
-    rows += linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
-    return [*rows, *(Unused(source) for source in COMPVIS_UNUSED)]
+        rows += block_rows(f"{side}.mid.block_1", f"{side}/mid_block_0")
+        rows += block_rows(f"{side}.mid.block_2", f"{side}/mid_block_1")
+        rows += attention_rows(f"{side}.mid.attn_1", f"{side}/mid_attn", qkv)
+    return rows + linear("quant_conv", "quant", CONV) + linear("post_quant_conv", "post_quant", CONV)
 
 
-def _norm(source: str, target: str) -> list[Row]:
+def norm_rows(source: str, target: str) -> list[Row]:
+    """Rows of a group norm."""
     return [Row(f"{source}.weight", f"{target}/scale"), Row(f"{source}.bias", f"{target}/bias")]
 
 
-def _block(source: str, target: str, shortcut: str) -> list[Row]:
+def block_rows(source: str, target: str, shortcut: str = "nin_shortcut") -> list[Row]:
+    """Rows of a residual block; `shortcut` is the published name of its 1x1 convolution."""
     rows = linear(f"{source}.{shortcut}", f"{target}/shortcut", CONV)
     for n in (1, 2):
-        rows += _norm(f"{source}.norm{n}", f"{target}/norm{n}") + linear(f"{source}.conv{n}", f"{target}/conv{n}", CONV)
+        rows += norm_rows(f"{source}.norm{n}", f"{target}/norm{n}")
+        rows += linear(f"{source}.conv{n}", f"{target}/conv{n}", CONV)
     return rows
 
 
-def _attention(source: str, target: str) -> list[Row]:
-    """Its products are 1x1 convolutions."""
-    rows = _norm(f"{source}.norm", f"{target}/norm")
-    for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("proj_out", "out")):
-        rows += linear(f"{source}.{theirs}", f"{target}/{ours}", POINTWISE)
-    return rows
+def attention_rows(source: str, target: str, qkv: tuple[str, ...] = ("q", "k", "v")) -> list[Row]:
+    """Rows of self-attention made of 1x1 convolutions: of queries, keys and values each, or one of all three."""
+    rows = norm_rows(f"{source}.norm", f"{target}/norm")
+    rows += linear(tuple(f"{source}.{name}" for name in qkv), f"{target}/qkv", _POINTWISE_QKV)
+    return rows + linear(f"{source}.proj_out", f"{target}/out", POINTWISE)

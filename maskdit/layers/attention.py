@@ -28,7 +28,7 @@ _SPLASH_BLOCK = 512  # tokens in the largest block; not tuned on a TPU
 _log = logging.getLogger(__name__)
 
 
-def attention(q: Array, k: Array, v: Array, *, backend: str = "auto") -> Array:
+def attention(q: Array, k: Array, v: Array, *, backend: str = "auto", causal: bool = False) -> Array:
     """`softmax(q k^T / sqrt(D)) v` for `q` `[B, N, H, D]`, `k` and `v` `[B, M, H, D]`: `[B, N, H, D]`.
 
     The softmax is taken in float32. The fused kernels have no forward mode (`jax.jvp`): inside
@@ -43,10 +43,13 @@ def attention(q: Array, k: Array, v: Array, *, backend: str = "auto") -> Array:
       backend: `xla`, `cudnn` (Nvidia GPU, 16-bit dtypes), `splash` (TPU, tokens in multiples of 128), or `auto`: the
         fastest that the platform, the dtype and the shape allow. A backend that does not fit is replaced by `xla`, with
         a line in the log.
+      causal: whether query i sees the keys up to i only; `xla` computes it, whatever `backend`.
 
     Raises:
       ValueError: for another backend name.
     """
+    if causal:
+        return _xla(q, k, v, causal=True)
     chosen = choose(backend, platform(), str(q.dtype), q.shape[1], k.shape[1], q.shape[-1], plain())
     if chosen == "cudnn":
         return _on_mesh(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v)
@@ -55,11 +58,13 @@ def attention(q: Array, k: Array, v: Array, *, backend: str = "auto") -> Array:
     return _xla(q, k, v)
 
 
-def _xla(q: Array, k: Array, v: Array) -> Array:
+def _xla(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
     # Divides by the softmax's sum after the product with v, which is D / M of the work. The sum comes from a product
     # with ones: on a CPU one of its own, a tenth faster than softmax, forward and backward; elsewhere as one more
     # channel of v, which costs nothing where heads are padded to 128 channels, while a sum reads all weights again.
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    if causal:
+        logits = jnp.where(jnp.tri(q.shape[1], k.shape[1], dtype=bool), logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     if by_hand():
         total = weights @ jnp.ones((weights.shape[-1], 1), jnp.float32)  # [B, H, N, 1]
@@ -179,12 +184,15 @@ class SelfAttention(nn.Module):
     Attributes:
       heads: number of heads; the width of the input must divide by it.
       dtype: dtype of the products.
-      backend: see `attention`.
+      backend, causal: see `attention`.
+      qkv_bias: whether queries, keys and values have a bias.
     """
 
     heads: int
     dtype: str = "float32"
     backend: str = "auto"
+    causal: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -192,7 +200,7 @@ class SelfAttention(nn.Module):
         batch, tokens, width = x.shape
         if width % self.heads:
             raise ValueError(f"a width of {width} does not divide into {self.heads} heads: change one of them")
-        qkv = Linear(3 * width, dtype=self.dtype, axes=("embed", "heads"), parts=3, name="qkv")(x)  # 3 of [B, N, D]
-        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in qkv)  # [B, N, H, d]
-        out = attention(q, k, v, backend=self.backend).reshape(batch, tokens, width)
+        joined = Linear(3 * width, self.qkv_bias, self.dtype, axes=("embed", "heads"), parts=3, name="qkv")
+        q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in joined(x))  # [B, N, H, d]
+        out = attention(q, k, v, backend=self.backend, causal=self.causal).reshape(batch, tokens, width)
         return Linear(width, dtype=self.dtype, axes=("heads", "embed"), name="proj")(out)

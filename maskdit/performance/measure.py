@@ -128,7 +128,7 @@ def stepping(subject: Subject, rounds: int, loaded: bool) -> tuple[list[Figure],
 def sampling(subject: Subject, rounds: int) -> list[Figure]:
     """Sampling runs with the config's sampler and guidance, with and without decoding; nothing where it has none."""
     run, state = subject.run, subject.begin()
-    variables = {"params": evaluation.averaged(state, run.ema), "frozen": subject.frozen}
+    variables = {"params": evaluation.averaged(state, run.ema), "frozen": subject.frozen, "state": state.task}
     model = subject.task.model(variables, run.data.vocabulary)
     if run.sampler is None or not hasattr(model, "sample"):
         return []

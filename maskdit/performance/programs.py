@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from maskdit.contracts import Plan, PyTree
+from maskdit.draw import Draw
 from maskdit.layers.platform import compiling_for
 from maskdit.tasks import task as tasks
 from maskdit.tokenizers.pixels import Pixels
@@ -111,6 +112,17 @@ def parameter_shardings(run: Run, devices: Mesh) -> list[tuple[str, tuple[int, .
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), x.shape, x.sharding.spec) for path, x in leaves]
 
 
+def trained(task: Any) -> tuple[str, Any]:
+    """Field and module of what a task trains: `network`, or that of a tokenizer's training, `tokenizer`."""
+    name = "network" if hasattr(task, "network") else "tokenizer"
+    return name, getattr(task, name)
+
+
+def classes(task: Any) -> dict[str, int]:
+    """Label name -> number of classes of what a task trains; tokenizers have no labels."""
+    return dict(getattr(trained(task)[1], "classes", {}))
+
+
 def _task(run: Run, latents: bool) -> Any:
     task = dataclasses.replace(run.task, horizon=run.horizon or run.steps)
     return dataclasses.replace(task, tokenizer=Pixels()) if latents and hasattr(task, "process") else task
@@ -118,20 +130,28 @@ def _task(run: Run, latents: bool) -> Any:
 
 def _batch(run: Run, task: Any, devices: Mesh, latents: bool) -> dict[str, Any]:
     rows = mesh.batch_sharding(devices)
-    shape = task.layout.shape if latents and hasattr(task, "process") else (run.data.size, run.data.size, 3)
 
     def struct(dtype: Any, *sides: int) -> Any:
         return jax.ShapeDtypeStruct((run.batch, *sides), dtype, sharding=rows)
 
-    labels = {name: struct(jnp.int32) for name in task.network.classes}
-    return {"image": struct(jnp.uint8, *shape), "row": struct(jnp.int32), **labels}
+    labels = {name: struct(jnp.int32) for name in classes(task)}
+    text = getattr(getattr(task, "tokenizer", None), "text", None)
+    if text is not None and not hasattr(task, "process"):
+        labels["text"] = struct(jnp.float16, *text)
+    if latents and hasattr(task, "process"):
+        shown = {"image": struct(jnp.uint8, *task.layout.shape)}
+    elif run.data.latents is not None:
+        shown = {name: struct(dtype, *shape) for name, (shape, dtype) in run.data.records.arrays.items()}
+    else:
+        shown = {"image": struct(jnp.uint8, run.data.size, run.data.size, 3)}
+    return {**shown, "row": struct(jnp.int32), **labels}
 
 
 def _frozen(task: Any, devices: Mesh) -> PyTree:
     """Variables of the networks that are not trained, where the loop puts them."""
-    tokenizer = getattr(task, "tokenizer", None)
-    if tokenizer is None:
-        return {}
+    if not hasattr(task, "process"):  # nothing is fitted to images then: shapes are known without them
+        return mesh.abstract(jax.eval_shape(lambda: task.freeze(Draw(0), lambda: iter(()))), devices)
+    tokenizer = task.tokenizer
     side = task.layout.shape[0] * tokenizer.latent.downsample if hasattr(task, "layout") else 8
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     made = {"tokenizer": jax.eval_shape(tokenizer.init, jax.random.key(0), image)}
@@ -144,7 +164,7 @@ def _seed(devices: Mesh) -> Any:
 
 def macs(task: Any, plan: Plan) -> float:
     """Multiply-adds of one image's forward pass through a task's network, by its formula; 0 where it has none."""
-    network = task.network
-    if not hasattr(network, "macs"):
+    network = getattr(task, "network", None)
+    if network is None or not hasattr(network, "macs"):
         return 0.0
     return float(network.macs(plan.keep) if hasattr(network, "layout") else network.macs())

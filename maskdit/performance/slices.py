@@ -130,7 +130,9 @@ def text(found: Estimate, place: Topology, devices: Mesh, run: Run) -> str:
     lines += [
         f"  HBM      {found.peak / GIB:.2f} of {limit:.2f} GiB at its peak: fits; arguments "
         f"{found.arguments / GIB:.2f}, temporaries {found.temporaries / GIB:.2f}",
-        f"  FLOPs    {found.flops / 1e12:.2f} TFLOP on each chip, by the network's formula, nothing recomputed counted",
+        f"  FLOPs    {found.flops / 1e12:.2f} TFLOP on each chip, by the network's formula, nothing recomputed counted"
+        if found.flops
+        else "  FLOPs    not counted: tokenizers have no formula; their parts are told by describe without a slice",
         f"  cycles   {found.total_cycles / 1e6:.1f}M estimated: "
         + ", ".join(
             f"{name} {count / 1e6:.1f}M" for name, count in sorted(found.cycles.items(), key=lambda item: -item[1])
@@ -168,15 +170,16 @@ def _row(name: str, found: Estimate, place: Topology, devices: Mesh, run: Run) -
 
 def _where(place: Topology, devices: Mesh, run: Run) -> str:
     mesh = ", ".join(f"{axis}={size}" for axis, size in devices.shape.items())
-    network = run.task.network
+    _, network = programs.trained(run.task)
     how = f"; remat {network.remat}, scan {str(network.scan).lower()}" if hasattr(network, "remat") else ""
     return f"\n{place.name}: {len(place.devices)} x {place.kind}; mesh {mesh}{how}; by the compiler's estimates"
 
 
 def _advice(run: Run) -> str:
-    remat = getattr(run.task.network, "remat", None)
+    name, network = programs.trained(run.task)
+    remat = getattr(network, "remat", None)
     less = {"none": "weights", "weights": "full", "dots": "full", "dots_all": "dots"}.get(remat or "")
-    ways = [f"--config.task.network.remat={less}"] if less else []
+    ways = [f"--config.task.{name}.remat={less}"] if less else []
     if run.mesh.fsdp == 1:
         ways.append("--config.mesh.data=1 --config.mesh.fsdp=-1")
     ways += [f"--config.microbatches={2 * run.microbatches}", "a smaller --config.batch", "more chips"]
@@ -206,14 +209,15 @@ def _choices(config: ConfigDict, place: Topology, asked: Mapping[str, Sequence[s
     usual = [f"1x{count}x1", f"{count}x1x1", f"1x{count // 2}x2"] if count > 1 else ["1x1x1"]
     meshes = asked.get("mesh") or usual
     batches = asked.get("batch") or [str(config.batch), str(2 * config.batch)]
-    remats: Sequence[str | None] = asked.get("remat") or (REMATS if "remat" in config.task.network else (None,))
+    part = "network" if "network" in config.task else "tokenizer"
+    remats: Sequence[str | None] = asked.get("remat") or (REMATS if "remat" in config.task[part] else (None,))
     found = []
     for mesh, remat, batch in itertools.product(meshes, remats, batches):
         sizes = mesh.split("x")
         if len(sizes) != 3 or not all(size.isdecimal() for size in sizes):
             raise ValueError(f"a mesh of a sweep is data x fsdp x tensor, such as 1x{count}x1; got '{mesh}'")
         overrides: dict[str, Any] = dict(zip(("mesh.data", "mesh.fsdp", "mesh.tensor"), sizes, strict=True))
-        overrides |= {} if remat is None else {"task.network.remat": remat}
+        overrides |= {} if remat is None else {f"task.{part}.remat": remat}
         found.append(Choice({**overrides, "batch": batch}))
     return found
 
@@ -221,7 +225,7 @@ def _choices(config: ConfigDict, place: Topology, asked: Mapping[str, Sequence[s
 def _loss(run: Run) -> str:
     process = getattr(run.task, "process", None)
     if process is None:
-        return "cross entropy"
+        return "cross entropy" if hasattr(run.task, "network") else "reconstruction"
     return type(process).__name__ + (", learned variance" if getattr(process, "learned_variance", False) else "")
 
 

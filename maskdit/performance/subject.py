@@ -112,8 +112,9 @@ class Subject:
         self.config = config
         self.run: Run = configs.build(on_this_device(config), trust)
         if synthetic:
-            source = Synthetic(self.run.data.size, self.run.task.network.classes)
-            self.run = dataclasses.replace(self.run, data=dataclasses.replace(self.run.data, source=source))
+            source = Synthetic(self.run.data.size, programs.classes(self.run.task))
+            data = dataclasses.replace(self.run.data, source=source, latents=None, text=None)
+            self.run = dataclasses.replace(self.run, data=data)
         if not 0 <= at < self.run.steps:
             raise BenchError(f"--at is a step of the run, 0 to {self.run.steps - 1}; got {at}")
         self.task = dataclasses.replace(self.run.task, horizon=self.run.horizon or self.run.steps)
@@ -211,6 +212,8 @@ class Subject:
             ) from error
 
     def _images(self) -> Iterator[np.ndarray]:
-        with self.run.data.ordered(min(self.run.batch, FITTED), FITTED) as batches:
-            for batch in batches:
-                yield batch["image"][batch["weight"] > 0]
+        batch, data = min(self.run.batch, FITTED), self.run.data
+        if data.latents is not None:  # there are none; random ones do as well, for how long a step takes
+            source = Synthetic(data.size, {}, count=batch, pictures=batch)
+            data = dataclasses.replace(data, source=source, latents=None, text=None)
+        return data.images(batch, FITTED)

@@ -13,8 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from maskdit.contracts import Array, Draw, Latents, Loss, Plan, PyTree
-from maskdit.model import ModelError
+from maskdit.contracts import Array, Draw, Latents, Loss, ModelError, Plan, PyTree
 from maskdit.tasks.task import Context, check_labels
 from maskdit.tokenizers.pixels import to_float
 from maskdit.training import placement

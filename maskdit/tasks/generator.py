@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
+from maskdit.data.latents import LATENTS
 from maskdit.model import GeneratorModel
 from maskdit.processes.masking import MaskSchedule
 from maskdit.tasks.task import Context, check_labels
@@ -57,6 +58,12 @@ class Generator:
         """The network's tokens."""
         return self.network.layout
 
+    @property
+    def _side(self) -> int:
+        """Of the images."""
+        latent = self.tokenizer.latent
+        return latent.size or self.layout.shape[0] * latent.downsample
+
     def init(self, draw: Draw, batch: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
         """The network's parameters (with axis names); the task has no state. Draws: `network`."""
         x = jnp.zeros((1, *self.layout.shape))
@@ -70,8 +77,7 @@ class Generator:
         """The tokenizer's variables: given, or fitted to the training images where it can be. Draws: `tokenizer`."""
         if "tokenizer" not in given and hasattr(self.tokenizer, "fit"):
             return {"tokenizer": self.tokenizer.fit(images())}
-        side = self.layout.shape[0] * self.tokenizer.latent.downsample
-        key, image = draw.init_key("tokenizer"), jnp.zeros((1, side, side, 3))
+        key, image = draw.init_key("tokenizer"), jnp.zeros((1, self._side, self._side, 3))
         if "tokenizer" in given:
             return {"tokenizer": given["tokenizer"].over(lambda: unboxed(self.tokenizer.init(key, image)))}
         variables = unboxed(jax.jit(self.tokenizer.init)(key, image))
@@ -93,24 +99,43 @@ class Generator:
                 "the process learns variances and the network gives none: set both task.process.learned_variance and "
                 "task.network.learned_variance, or neither"
             )
-        shape, step = batch["image"].shape[1:], self.tokenizer.latent.downsample
-        if shape[0] % step or shape[1] % step:
-            raise ValueError(f"the tokenizer takes sides that are multiples of {step}; data.size is {shape[0]}")
-        image = jax.ShapeDtypeStruct((1, *shape), jnp.uint8)
-        variables = unboxed(jax.eval_shape(self.tokenizer.init, jax.random.key(0), jnp.zeros(image.shape)))
-        z = jax.eval_shape(self._encode, image, {"tokenizer": variables})
+        given = {name: array for name, array in batch.items() if name in ("image", *LATENTS)}
+        name, shape = next((name, array.shape[1:]) for name, array in given.items())
+        self._check_given(name, shape)
+        size = shape[0] if name == "image" else self._side
+        variables = unboxed(jax.eval_shape(self.tokenizer.init, jax.random.key(0), jnp.zeros((1, size, size, 3))))
+        one = {name: jax.ShapeDtypeStruct((1, *shape), array.dtype) for name, array in given.items()}
+        z = jax.eval_shape(self._latents, one, {"tokenizer": variables})
         if z.shape[1:] != self.layout.shape:
+            what = "images" if name == "image" else name
+            advice = f": set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[-1]}"
             raise ValueError(
-                f"images of {image.shape[1:]} become latents of {z.shape[1:]}, but the network takes "
-                f"{self.layout.shape}: set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[3]}"
+                f"{what} of {shape} become latents of {z.shape[1:]}, but the network takes {self.layout.shape}"
+                + advice * (z.ndim == 4)
+            )
+
+    def _check_given(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuses images or stored latents that the tokenizer does not take."""
+        step = self.tokenizer.latent.downsample
+        if name == "image" and (shape[0] % step or shape[1] % step):
+            raise ValueError(f"the tokenizer takes sides that are multiples of {step}; data.size is {shape[0]}")
+        if name == "ids":
+            raise ValueError(
+                "data.latents holds token ids, and this process works on continuous latents: give a folder that a "
+                "continuous tokenizer has made"
+            )
+        if name == "moments" and not hasattr(self.tokenizer, "posterior"):
+            raise ValueError(
+                f"data.latents holds moments of a posterior, and the tokenizer {type(self.tokenizer).__name__} has "
+                "none: set task.tokenizer to the one that made them"
             )
 
     def loss(self, group: str, params: PyTree, ctx: Context) -> tuple[Loss, PyTree]:
-        """The process's loss on the batch's latents.
+        """The process's loss on the latents of the batch's images, or on those that it holds.
 
         Draws: `tokenizer`, `label_drop` (uniform `[B]`) and `process`, each with the draws of that part.
         """
-        z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
+        z = self._latents(ctx.batch, ctx.frozen, ctx.draw)
         chex.assert_shape(z, (None, *self.layout.shape))
         predict = bind(self.network, params["network"], train=True)
         cond = self.condition(ctx.batch)
@@ -122,7 +147,7 @@ class Generator:
 
     def held_out(self, params: PyTree, ctx: Context) -> Loss:
         """The unmasked loss with all labels. Draws: `tokenizer`, `process`."""
-        z = self._encode(ctx.batch["image"], ctx.frozen, ctx.draw)
+        z = self._latents(ctx.batch, ctx.frozen, ctx.draw)
         predict = bind(self.network, params["network"])
         process_draw = ctx.draw.named("process")
         loss = self.process.loss(predict, z, self.condition(ctx.batch), process_draw, step=ctx.step, plan=Plan())
@@ -146,7 +171,10 @@ class Generator:
         """The labels of a batch that condition the network."""
         return Cond(labels={name: batch[name] for name in self.network.classes})
 
-    def _encode(self, images: Array, frozen: PyTree, draw: Draw | None = None) -> Array:
+    def _latents(self, batch: Mapping[str, Array], frozen: PyTree, draw: Draw | None = None) -> Array:
+        """Latents of images, or those encoded beforehand, with the same draws."""
         draw = draw and draw.named("tokenizer")
-        x = to_float(images)
-        return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method="encode").values
+        if "values" in batch:
+            return batch["values"].astype(jnp.float32)
+        method, x = ("posterior", batch["moments"]) if "moments" in batch else ("encode", to_float(batch["image"]))
+        return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method=method).values

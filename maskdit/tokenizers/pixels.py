@@ -2,8 +2,9 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
-from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
+from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec, ModelError
 
 
 def to_float(images: Array) -> Array:
@@ -14,6 +15,33 @@ def to_float(images: Array) -> Array:
 def to_uint8(images: Array) -> Array:
     """Images in [-1, 1] as rounded uint8."""
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Refuses shapes that are not of images `[B, H, W, 3]`.
+
+    Raises:
+      ModelError: with the shape.
+    """
+    if len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+        raise ModelError(f"images are [B, H, W, 3] with B, H and W above 0; got {list(shape)}")
+
+
+def checked_images(images: np.ndarray) -> np.ndarray:
+    """Images `[B, H, W, 3]` of a caller, uint8 or float in [-1, 1], as float32 in [-1, 1].
+
+    Raises:
+      ModelError: for another shape, kind or range, and numbers that are not finite.
+    """
+    images = np.asarray(images)
+    check_shape(images.shape)
+    if images.dtype == np.uint8:
+        return np.asarray(to_float(jnp.asarray(images)))
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ModelError(f"images are uint8, or float in [-1, 1]; got {images.dtype}")
+    if not np.isfinite(images).all() or np.abs(images).max() > 1.001:
+        raise ModelError("float images are finite and lie in [-1, 1]; give uint8 images otherwise")
+    return images.astype(np.float32)
 
 
 class Pixels(nn.Module):

@@ -13,8 +13,8 @@ from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 from maskdit.layers.attention import attention
 from maskdit.layers.conv import Conv, GroupNorm
 from maskdit.layers.linear import Linear
-
-LOGVAR_RANGE = (-30.0, 20.0)
+from maskdit.layers.patch import patchify, unpatchify
+from maskdit.tokenizers.posterior import normal_posterior
 
 
 class VAE(nn.Module):
@@ -29,6 +29,8 @@ class VAE(nn.Module):
       quant_conv: whether 1x1 convolutions follow the encoder and precede the decoder.
       scale, shift: a generator sees `(z - shift) * scale`.
       in_channels: image channels.
+      patch: side of the patches of pixels that the finest level has as channels; 1 in the published ones.
+      stem: width of the encoder's first convolution; None for that of the finest level.
       sample: whether `encode` draws from the posterior when it is given a draw; else it takes the mean.
       dtype: precision of convolutions and products; norms, softmax and the posterior are float32.
     """
@@ -42,6 +44,8 @@ class VAE(nn.Module):
     scale: float = 0.18215
     shift: float = 0.0
     in_channels: int = 3
+    patch: int = 1
+    stem: int | None = None
     sample: bool = True
     dtype: str = "float32"
 
@@ -51,9 +55,12 @@ class VAE(nn.Module):
             "channels": tuple(self.channels),
             "groups": self.groups,
             "attention_levels": tuple(self.attention_levels),
+            "patch": self.patch,
             "dtype": self.dtype,
         }
-        self.encoder = Encoder(blocks=self.layers_per_block, out_channels=2 * self.latent_channels, **shared)
+        self.encoder = Encoder(
+            blocks=self.layers_per_block, out_channels=2 * self.latent_channels, stem=self.stem, **shared
+        )
         self.decoder = Decoder(blocks=self.layers_per_block + 1, out_channels=self.in_channels, **shared)
         if self.quant_conv:
             self.quant = Conv(2 * self.latent_channels, kernel=1, dtype=self.dtype)
@@ -61,14 +68,24 @@ class VAE(nn.Module):
 
     @property
     def latent(self) -> LatentSpec:
-        """The latents: a grid, one position for `2 ** (levels - 1)` pixels along a side."""
+        """The latents: a grid, one position for `patch * 2 ** (levels - 1)` pixels along a side."""
         return LatentSpec(
             layout="grid",
-            downsample=2 ** (len(self.channels) - 1),
+            downsample=self.patch * 2 ** (len(self.channels) - 1),
             channels=self.latent_channels,
             scale=self.scale,
             shift=self.shift,
         )
+
+    @property
+    def last_layer(self) -> str:
+        """Path of the decoder's last kernel."""
+        return "decoder/conv_out/kernel"
+
+    @property
+    def encoder_last_layer(self) -> str:
+        """Path of the encoder's last kernel."""
+        return "quant/kernel" if self.quant_conv else "encoder/conv_out/kernel"
 
     def __call__(self, images: Array, cond: Cond | None = None, *, draw: Draw | None = None) -> Array:
         """Encodes and decodes: `[B, H, W, C]` to the same shape."""
@@ -96,14 +113,7 @@ class VAE(nn.Module):
 
     def posterior(self, moments: Array, *, draw: Draw | None = None) -> Latents:
         """The latents that belong to `moments`, as `encode` returns them; for moments encoded beforehand."""
-        moments = moments.astype(jnp.float32)
-        mean, logvar = jnp.split(moments, 2, axis=-1)  # [B, h, w, c]
-        logvar = jnp.clip(logvar, *LOGVAR_RANGE)
-        z = mean
-        if draw is not None and self.sample:
-            z = mean + jnp.exp(0.5 * logvar) * draw.normal("posterior", mean.shape)
-        kl = 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar, axis=(1, 2, 3))
-        return Latents(values=(z - self.shift) * self.scale, aux={"moments": moments, "kl": kl})
+        return normal_posterior(moments, draw if self.sample else None, scale=self.scale, shift=self.shift)
 
     def decode(
         self, latents: Latents, cond: Cond | None = None, *, draw: Draw | None = None, train: bool = False
@@ -137,12 +147,19 @@ class Encoder(nn.Module):
     groups: int
     attention_levels: tuple[int, ...]
     dtype: str
+    patch: int = 1
+    stem: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `x` `[B, H, W, C]` to `[B, h, w, out_channels]`."""
         part: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
-        x = Conv(self.channels[0], dtype=self.dtype, name="conv_in")(x)
+        if self.patch > 1:
+            batch, height, width, _ = x.shape
+            x = patchify(x, self.patch).reshape(
+                batch, height // self.patch, width // self.patch, -1
+            )  # [B, H/p, W/p, ppC]
+        x = Conv(self.stem or self.channels[0], dtype=self.dtype, name="conv_in")(x)
         for level, width in enumerate(self.channels):
             for block in range(self.blocks):
                 x = ResidualBlock(width, name=f"down_{level}_block_{block}", **part)(x)
@@ -166,6 +183,7 @@ class Decoder(nn.Module):
     groups: int
     attention_levels: tuple[int, ...]
     dtype: str
+    patch: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -182,7 +200,8 @@ class Decoder(nn.Module):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)  # [B, 2h, 2w, C], nearest neighbour
                 x = Conv(width, dtype=self.dtype, name=f"up_{level}_upsample")(x)
         x = nn.silu(GroupNorm(self.groups, name="norm_out")(x))
-        return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
+        x = Conv(self.out_channels * self.patch**2, dtype=self.dtype, name="conv_out")(x)  # [B, H/p, W/p, ppC]
+        return unpatchify(x.reshape(len(x), -1, x.shape[-1]), x.shape[1:3], self.patch) if self.patch > 1 else x
 
 
 def _middle(x: Array, part: dict[str, Any]) -> Array:
@@ -222,7 +241,8 @@ class SpatialAttention(nn.Module):
         """Maps `x` `[B, H, W, C]` to the same shape."""
         batch, height, width, channels = x.shape
         y = GroupNorm(self.groups, name="norm")(x).reshape(batch, height * width, channels)  # [B, N, C]
-        q, k, v = (Linear(channels, dtype=self.dtype, name=name)(y)[:, :, None] for name in ("q", "k", "v"))
-        y = attention(q, k, v)  # [B, N, 1, C]
+        qkv = Linear(3 * channels, dtype=self.dtype, parts=3, name="qkv")(y)
+        q, k, v = (part[:, :, None] for part in qkv)  # [B, N, 1, C] each
+        y = attention(q, k, v)
         y = Linear(channels, dtype=self.dtype, name="out")(y[:, :, 0])
         return x + y.reshape(x.shape)

@@ -63,7 +63,7 @@ class Stored:
     """What `read` finds.
 
     Attributes:
-      variables: `params` and `frozen`.
+      variables: `params`, `frozen`, and `state`, what the task has learned without gradients.
       meta: the checkpoint's meta data.
       ema: the average that `params` are; `none` for raw weights.
     """
@@ -253,9 +253,11 @@ def read(workdir: str, ema: str = "default", step: int | None = None, *, place: 
             items = manager.item_metadata(step)
         average = _average(meta["ema"], ema, workdir)
         params = _read_params(manager, step, items, average, place)
+        state = _read_state(manager, step, items, place)
     finally:
         manager.close()
-    return Stored({"params": params, "frozen": read_frozen(workdir, place) or {}}, meta, average or "none")
+    variables = {"params": params, "frozen": read_frozen(workdir, place) or {}, "state": state}
+    return Stored(variables, meta, average or "none")
 
 
 def write_file(path: str, stored: Stored, dtype: str = "float32") -> None:
@@ -284,7 +286,7 @@ def read_file(path: str) -> Stored:
         meta = json.loads(arrays.pop("meta").tobytes())
     full = {k: v.astype(np.float32) if np.issubdtype(v.dtype, np.floating) else v for k, v in arrays.items()}
     variables = traverse_util.unflatten_dict(full, sep="/")
-    return Stored({"params": {}, "frozen": {}, **variables}, meta, next(iter(meta["ema"]), "none"))
+    return Stored({"params": {}, "frozen": {}, "state": {}, **variables}, meta, next(iter(meta["ema"]), "none"))
 
 
 def _average(names: list[str], wanted: str, workdir: str) -> str | None:
@@ -310,6 +312,13 @@ def _read_params(
             return ema
     raw = manager.restore(step, args=ocp.args.Composite(params=_partial(params))).params
     return raw if ema is None else merge(raw, ema)
+
+
+def _read_state(manager: ocp.CheckpointManager, step: int, found: Any, place: Place | None) -> PyTree:
+    if "task" not in found.keys() or found.task is None:  # noqa: SIM118  # Orbax's own kind of mapping
+        return {}
+    state = _abstract(found.task.tree, place)
+    return manager.restore(step, args=ocp.args.Composite(task=_partial(state))).task
 
 
 def _partial(abstract: PyTree) -> Any:
@@ -345,8 +354,8 @@ def _from_host(alone: dict[str, Any]) -> ocp.PyTreeCheckpointHandler:
 
 
 def _manager(root: epath.Path, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-    handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in ("params", "ema")}
-    handlers |= {name: ocp.StandardCheckpointHandler() for name in ("opt", "task")}
+    handlers: dict[str, Any] = {name: ocp.PyTreeCheckpointHandler() for name in ("params", "ema", "task")}
+    handlers["opt"] = ocp.StandardCheckpointHandler()
     if not options.read_only:
         handlers = {name: ocp.StandardCheckpointHandler() for name in _ITEMS}
     handlers["meta"] = ocp.JsonCheckpointHandler()

@@ -1,5 +1,5 @@
-"""What is looked at during training, on averaged weights: the held-out loss by noise level, and a grid of samples from
-fixed noise and labels."""
+"""What is looked at during training, on averaged weights: the held-out loss by noise level, a grid of samples from
+fixed noise and labels, and reconstructions beside their originals."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ class Evaluation:
       every: steps between two evaluations; the last step is always evaluated.
       batch: rows of a held-out batch.
       examples: held-out examples used, spread over the held-out records; None for all.
-      images: samples in the grid; 0 for none.
+      images: samples, or pairs of an original and its reconstruction, in the grid; 0 for none.
     """
 
     every: int = 1000
@@ -48,14 +48,13 @@ def averaged(state: TrainState, decays: tuple[float, ...]) -> PyTree:
 
 
 def held_out_loss(
-    task: Task, params: PyTree, frozen: PyTree, loader: Any, settings: Evaluation, seed: int, devices: Mesh
+    task: Task, variables: PyTree, loader: Any, settings: Evaluation, seed: int, devices: Mesh
 ) -> dict[str, float]:
     """Means of the held-out loss and its parts, with the same draws at every call, on every process.
 
     Args:
       task: the task.
-      params: parameters by network name.
-      frozen: variables of frozen networks.
+      variables: `params` and `frozen` by network name, and the task's `state`.
       loader: the loader of held-out records.
       settings: how many.
       seed: the run's.
@@ -69,7 +68,7 @@ def held_out_loss(
         for index, batch in enumerate(batches):
             arrays = placement.own_rows(batch, settings.batch, where)
             key = placement.spread(np.array([seed, index], np.uint32), mesh.replicated(devices))
-            for name, pair in jax.device_get(_held_out(params, frozen, arrays, key, task=task)).items():
+            for name, pair in jax.device_get(_held_out(variables, arrays, key, task=task)).items():
                 total[name] = total.get(name, np.zeros(2)) + np.array(pair)
     return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
 
@@ -88,6 +87,20 @@ def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
     return pictures.grid(images, columns if columns < count and columns <= 16 else None)
 
 
+def reconstruction_grid(model: Any, loader: Any, count: int) -> np.ndarray:
+    """A picture of held-out images, each row above a row of their reconstructions, uint8 `[H, W, 3]`.
+
+    Args:
+      model: a `maskdit.tokenizers.model.TokenizerModel`; all processes call this.
+      loader: the loader of held-out records.
+      count: number of images, spread over the records.
+    """
+    with loader.ordered(count, count) as batches:
+        batch = next(batches)
+    given = batch["image"]
+    return pictures.pairs(given, model.reconstruct(given, batch.get("text")), columns=min(count, 8))
+
+
 def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count: int) -> dict[str, list[str]]:
     """Labels for so many samples: all combinations in turn, or evenly spread ones where there are more."""
     combinations = list(itertools.product(*(vocabulary[name] for name in names)))
@@ -99,8 +112,9 @@ def fixed_labels(vocabulary: dict[str, tuple[str, ...]], names: list[str], count
 
 
 @functools.partial(jax.jit, static_argnames=("task",))
-def _held_out(params: PyTree, frozen: PyTree, batch: dict[str, Array], key: Array, *, task: Task) -> Metrics:
+def _held_out(variables: PyTree, batch: dict[str, Array], key: Array, *, task: Task) -> Metrics:
     draw = Draw(jax.random.key(key[0])).named("held_out").at(key[1]).at(batch["row"])
     rows = {name: array for name, array in batch.items() if name != "row"}
     step = jax.numpy.zeros((), jax.numpy.int32)
-    return loss_metrics(task.held_out(params, Context(batch=rows, draw=draw, step=step, plan=Plan(), frozen=frozen)))
+    context = Context(rows, draw, step, Plan(), state=variables["state"], frozen=variables["frozen"])
+    return loss_metrics(task.held_out(variables["params"], context))

@@ -87,17 +87,30 @@ def initial_state(
     return jax.jit(lambda key: mesh.unboxed(create(task, decays, batch, key)), out_shardings=placed)(seed)
 
 
+def weighted(state: TrainState) -> PyTree:
+    """What weights from elsewhere may replace: the parameters, and under `state` the codes that no gradient trains, but
+    not how long they were idle.
+    """
+    codes = flatten_dict({"tokenizer": state.task.get("tokenizer", {})})
+    codes = {path: leaf for path, leaf in codes.items() if path[-1] != "idle"}
+    return {**state.params, "state": unflatten_dict(codes)} if codes else state.params
+
+
 def with_weights(state: TrainState, leaves: Mapping[str, Array]) -> TrainState:
-    """The state before step 0 with other weights, by path; averages start from them too. The state is donated."""
+    """The state before step 0 with other weights, by their path in `weighted`; averages start from them too. The state
+    is donated.
+    """
 
     def put(state: TrainState, leaves: Mapping[str, Array]) -> TrainState:
-        old = flatten_dict(state.params, sep="/")
+        old = flatten_dict(weighted(state), sep="/")
         new = {path: leaves[path].astype(leaf.dtype) if path in leaves else leaf for path, leaf in old.items()}
         averages = {
             name: unflatten_dict({path: jnp.copy(new[path]) for path in flatten_dict(average, sep="/")}, sep="/")
             for name, average in state.ema.items()
         }
-        return dataclasses.replace(state, params=unflatten_dict(new, sep="/"), ema=averages)
+        params = unflatten_dict(new, sep="/")
+        task = merge(state.task, params.pop("state", {}))
+        return dataclasses.replace(state, params=params, ema=averages, task=task)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(put, out_shardings=placed, donate_argnums=0)(state, dict(leaves))

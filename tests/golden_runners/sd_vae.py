@@ -4,7 +4,7 @@ import numpy as np
 
 from maskdit.contracts import Latents
 from maskdit.interop import vae as interop
-from maskdit.tokenizers.vae import LOGVAR_RANGE
+from maskdit.tokenizers.posterior import LOGVAR_RANGE
 
 INPUTS = ("image", "noise")
 LEFT_OUT: dict[str, str] = {}

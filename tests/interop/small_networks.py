@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from maskdit.config import build, from_json, to_json
-from maskdit.interop import dit, layouts, maskdit, vae
+from maskdit.interop import dit, layouts, llamagen_vq, maskdit, maskgit_vqgan, vae, var_vqvae
 from maskdit.interop.rules import export_params
 
 DIT = {
@@ -53,6 +53,60 @@ COMPVIS = {
     "z_channels": 2,
     "latent_scale": 0.2,
 }
+MASKGIT = {
+    "model": {
+        "channel_mult": [1, 2],
+        "num_resolutions": 2,
+        "dropout": 0.0,
+        "hidden_channels": 32,
+        "num_channels": 3,
+        "num_res_blocks": 1,
+        "z_channels": 4,
+    },
+    "num_embeddings": 5,
+    "commitment_cost": 0.5,
+}
+TAMING = {
+    "ddconfig": {
+        "double_z": False,
+        "z_channels": 4,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 32,
+        "ch_mult": [1, 2, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    },
+    "n_embed": 5,
+    "embed_dim": 4,
+}
+LLAMAGEN = {
+    "codebook_size": 7,
+    "codebook_embed_dim": 3,
+    "codebook_l2_norm": False,
+    "commit_loss_beta": 0.5,
+    "entropy_loss_ratio": 0.1,
+    "encoder_ch_mult": [1, 2, 2],
+    "decoder_ch_mult": [2, 1, 4],
+    "z_channels": 6,
+    "ch": 32,
+    "num_res_blocks": 1,
+}
+VAR = {
+    "vocab_size": 6,
+    "z_channels": 4,
+    "ch": 32,
+    "beta": 0.5,
+    "using_znorm": True,
+    "quant_conv_ks": 1,
+    "quant_resi": 0.25,
+    "share_quant_resi": 3,
+    "v_patch_nums": [1, 2],
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "using_sa": False,
+}
 CASES = [
     (dit, DIT),
     (dit, DIT | {"depth": 12, "patch_size": 4, "learn_sigma": False, "class_dropout_prob": 0.0}),
@@ -63,6 +117,16 @@ CASES = [
     (vae, DIFFUSERS | {"block_out_channels": [2, 4, 4], "layers_per_block": 2, "use_quant_conv": False}),
     (vae, COMPVIS),
     (vae, COMPVIS | {"ch_mult": [1, 1, 2], "attn_resolutions": [16, 4], "num_res_blocks": 2, "in_channels": 1}),
+    (vae, COMPVIS | {"ch_mult": [2, 1]}),
+    (maskgit_vqgan, MASKGIT),
+    (maskgit_vqgan, MASKGIT | {"model": MASKGIT["model"] | {"channel_mult": [3, 2]}}),
+    (maskgit_vqgan, TAMING),
+    (llamagen_vq, LLAMAGEN),
+    (llamagen_vq, LLAMAGEN | {"decoder_ch_mult": [1, 2, 2], "codebook_l2_norm": True, "num_res_blocks": 2}),
+    (llamagen_vq, LLAMAGEN | {"encoder_ch_mult": [2, 2, 4]}),
+    (var_vqvae, VAR),
+    (var_vqvae, VAR | {"share_quant_resi": 1, "using_sa": True, "v_patch_nums": [1, 2, 3]}),
+    (var_vqvae, VAR | {"ch_mult": [2, 2], "share_quant_resi": 4}),
 ]
 
 

@@ -179,7 +179,7 @@ FILES = [
     (name, layout)
     for name, entry in published.ALIASES.items()
     for layout in ("reference", "diffusers")
-    if layout == "reference" or name.startswith(("dit", "sd-vae"))
+    if (layout == "reference" and (entry.generator or name in VAES)) or name.startswith(("dit", "sd-vae"))
 ]
 
 
@@ -238,7 +238,7 @@ def test_the_listing_tells_source_file_licence_and_use():
     assert len(blocks) == len(published.ALIASES)
     for block, (name, entry) in zip(blocks, published.ALIASES.items(), strict=True):
         assert block.startswith(f"{name}: ") and f"{entry.resolution} x {entry.resolution}" in block
-        for fact in (entry.file, entry.source, entry.licence, entry.generator, entry.vae, entry.paper):
+        for fact in (entry.file, entry.source or "", entry.licence, entry.generator, entry.vae, entry.paper):
             assert fact in block
     assert "Ancestral, 250 steps, guidance 1.5 of the first 3 channels" in blocks[0]
     assert "Heun, 40 steps, no guidance" in published.listing()

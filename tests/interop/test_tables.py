@@ -5,10 +5,24 @@ import numpy as np
 import pytest
 
 from maskdit.config import build
-from maskdit.interop import dit, dit_diffusers, layouts, maskdit, vae
+from maskdit.interop import dit, dit_diffusers, layouts, llamagen_vq, maskdit, maskgit_vqgan, vae, var_vqvae
 from maskdit.interop.rules import TableError, export_params, import_params
 from maskdit.layers.embed import sincos_2d
-from tests.interop.small_networks import CASES, COMPVIS, DIFFUSERS, DIT, MASKDIT, published, shapes, shapes_of, table_of
+from tests.interop.small_networks import (
+    CASES,
+    COMPVIS,
+    DIFFUSERS,
+    DIT,
+    LLAMAGEN,
+    MASKDIT,
+    MASKGIT,
+    TAMING,
+    VAR,
+    published,
+    shapes,
+    shapes_of,
+    table_of,
+)
 
 
 @pytest.mark.parametrize(("interop", "config"), CASES)
@@ -76,6 +90,24 @@ def test_both_namings_describe_one_autoencoder():
     np.testing.assert_array_equal(one["decoder.mid_block.attentions.0.to_out.0.weight"], attention[:, :, 0, 0])
 
 
+def test_counters_take_any_values_and_are_written_as_zeros():
+    state, target = published(var_vqvae, VAR), shapes_of(var_vqvae, VAR)
+    counts = state | {"quantize.ema_vocab_hit_SV": np.ones((9, 6), np.float32)}  # of another list of scales
+    params = import_params(var_vqvae.table(VAR), counts, target)
+    back = export_params(var_vqvae.table(VAR), params)["quantize.ema_vocab_hit_SV"]
+    np.testing.assert_array_equal(back, np.zeros((2, 6)))
+
+
+def test_convolutions_of_scales_that_share_none_are_read():
+    state, target = published(var_vqvae, VAR), shapes_of(var_vqvae, VAR)
+    apart = {name.replace("quant_resi.qresi_ls.", "quant_resi."): tensor for name, tensor in state.items()}
+    assert apart.keys() != state.keys()
+    table = var_vqvae.table(VAR)
+    jax.tree.map(
+        np.testing.assert_array_equal, import_params(table, apart, target), import_params(table, state, target)
+    )
+
+
 def test_losses_in_a_checkpoint_are_passed_over():
     state, target = published(vae, COMPVIS), shapes_of(vae, COMPVIS)
     more = state | {"loss.discriminator.main.0.weight": np.zeros(3)}
@@ -136,7 +168,8 @@ def test_joined_parts_are_stored_apart():
 @pytest.mark.parametrize(("interop", "config"), CASES)
 def test_a_network_tells_its_published_arguments(interop, config):
     network = build(interop.from_reference(config))
-    arguments = getattr(interop, "to_diffusers" if "block_out_channels" in config else "to_reference")(network)
+    name = {"block_out_channels": "to_diffusers", "ddconfig": "to_taming"}.get(next(iter(config)), "to_reference")
+    arguments = getattr(interop, name)(network)
     assert build(interop.from_reference(arguments)) == network
     assert arguments.items() >= {key: config[key] for key in config.keys() & arguments.keys() - FREE}.items()
 
@@ -165,7 +198,20 @@ def test_a_label_of_another_name_goes_in_and_out():
         (vae.to_reference, (vae, COMPVIS), {"quant_conv": False}, "quant_conv=False"),
         (vae.to_reference, (vae, COMPVIS), {"groups": 16}, "16 groups"),
         (vae.to_reference, (vae, COMPVIS), {"channels": (32, 48)}, "not multiples"),
+        (vae.to_diffusers, (vae, COMPVIS | {"ch_mult": [2, 2]}), {}, "32 channels after its first convolution and 64"),
         (vae.to_diffusers, (vae, COMPVIS), {}, r"attention in its levels \(1,\)"),
+        (maskgit_vqgan.to_taming, (maskgit_vqgan, MASKGIT), {}, "1 middle blocks"),
+        (maskgit_vqgan.to_reference, (maskgit_vqgan, TAMING), {}, "2 middle blocks and 1 in a level"),
+        (
+            llamagen_vq.to_reference,
+            (llamagen_vq, LLAMAGEN),
+            {"attention_levels": ()},
+            r"its levels \(\), not the deepest",
+        ),
+        (llamagen_vq.to_reference, (llamagen_vq, LLAMAGEN), {"quant_kernel": 3}, "3x3 convolutions"),
+        (llamagen_vq.to_reference, (var_vqvae, VAR), {"quant_kernel": 1}, "quantizer MultiScaleVQ"),
+        (var_vqvae.to_reference, (llamagen_vq, LLAMAGEN), {}, "quantizer VQ"),
+        (var_vqvae.to_reference, (var_vqvae, VAR), {"latent_channels": 8}, "8 latent channels and 4 of its codes"),
     ],
 )
 def test_what_the_published_model_does_not_have_is_refused(write, entry, fields, message):
@@ -188,8 +234,10 @@ def test_what_the_published_model_does_not_have_is_refused(write, entry, fields,
             "AttnDownEncoderBlock2D",
         ),
         (vae, COMPVIS | {"z_channels": 3}, "z_channels=3"),
-        (vae, COMPVIS | {"ch_mult": [2, 4]}, "ch_mult="),
         (maskdit, MASKDIT | {"pad_cls_token": True}, "pad_cls_token=True"),
+        (maskgit_vqgan, MASKGIT | {"embedding_dim": 8}, "embedding_dim=8"),
+        (llamagen_vq, LLAMAGEN | {"decoder_ch_mult": [1, 2]}, "as many levels"),
+        (var_vqvae, VAR | {"using_mid_sa": False}, "using_mid_sa=False"),
     ],
 )
 def test_other_architectures_are_refused(interop, config, message):

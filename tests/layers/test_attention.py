@@ -40,6 +40,15 @@ def test_large_logits_stay_finite():
     assert np.isfinite(attention(1e4 * q, k, v)).all()
 
 
+def test_causal_attention_is_that_of_each_prefix():
+    q, k, v = inputs()
+    q = jnp.concatenate([q, q[:, :1]], axis=1)  # as many queries as keys
+    out = attention(q, k, v, causal=True)
+    for i in range(q.shape[1]):
+        wanted = attention(q[:, i : i + 1], k[:, : i + 1], v[:, : i + 1])
+        np.testing.assert_allclose(out[:, i : i + 1], wanted, atol=1e-6)
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """The TPU kernel as plain operations, for any device."""

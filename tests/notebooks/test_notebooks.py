@@ -35,6 +35,12 @@ batch = 8
 width = 16
 depth = 1
 """
+SMALL_TOKENIZERS = """
+continuous = "emoji-vae"
+discrete = "emoji-vqgan"
+shown = 4
+measured = 12
+"""
 
 
 def tagged(notebook, tag):
@@ -127,3 +133,17 @@ def test_train_tiny(tmp_path, monkeypatch):
     said = re.findall(r"^(half masked|unmasked): \d+ images/s, held-out loss \d", text(cells["compare"]), re.MULTILINE)
     assert said == ["half masked", "unmasked"]
     assert min(picture(cells["compare"]).size) > 200
+
+
+@pytest.mark.slow
+def test_tokenizers(tmp_path, monkeypatch):
+    cells = outputs("03_tokenizers.ipynb", tmp_path, SMALL_TOKENIZERS, monkeypatch)
+    assert "vocabulary=None" in text(cells["load"]) and "vocabulary=1024" in text(cells["load"])
+    assert "latents (4, 8, 8, 8) float32  ids (4, 64) int32" in text(cells["reconstruct"])
+    assert picture(cells["reconstruct"]).size == sheet(4, 3)
+    figures = dict(re.findall(r"(\w+): PSNR ([\d.]+) dB", text(cells["quality"])))
+    assert figures.keys() == {"continuous", "discrete"} and all(20 < float(psnr) < 60 for psnr in figures.values())
+    assert min(picture(cells["tokens"]).size) > 50
+    used = re.search(r"used: ([\d.]+)% of 1024 codes, perplexity (\d+)", text(cells["usage"]))
+    assert used and 5 < float(used[1]) <= 12 * 64 / 1024 * 100
+    assert min(picture(cells["usage"]).size) > 100

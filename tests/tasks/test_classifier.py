@@ -7,10 +7,9 @@ import pytest
 
 import maskdit
 from maskdit import config as configs
-from maskdit.contracts import Plan
+from maskdit.contracts import ModelError, Plan
 from maskdit.draw import Draw
 from maskdit.encoders.classifier import Classified, ConvClassifier
-from maskdit.model import ModelError
 from maskdit.tasks.classifier import Classifier
 from maskdit.tasks.task import Context
 from maskdit.tokenizers.linear import LinearPatches

@@ -11,7 +11,8 @@ from flax.core import meta
 from maskdit.contracts import Latents
 from maskdit.draw import Draw
 from maskdit.layers.conv import Conv, GroupNorm
-from maskdit.tokenizers.vae import LOGVAR_RANGE, VAE
+from maskdit.tokenizers.posterior import LOGVAR_RANGE
+from maskdit.tokenizers.vae import VAE
 
 TINY = VAE(channels=(4, 8), layers_per_block=1, latent_channels=3, groups=2, scale=0.5, shift=0.25)
 

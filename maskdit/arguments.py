@@ -1,0 +1,177 @@
+"""What the command line takes: the verbs and their arguments."""
+
+import argparse
+from importlib.metadata import version
+from typing import Any
+
+from maskdit import config as configs
+
+_OVERRIDES = "Entries of the config are set with --config.PATH=VALUE, such as --config.task.network.width=96."
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line. Its results have `verb`, and `overridable`: may entries of a config be set."""
+    top = argparse.ArgumentParser(prog="maskdit", description="Train, sample and measure image generators.")
+    top.add_argument("--version", action="version", version=f"maskdit {version('maskdit')}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = _verb(verbs, "train", "train what a config describes", epilog=_OVERRIDES)
+    train.add_argument(
+        "--config", required=True, metavar="NAME|FILE[:variant]", help=f"one of {', '.join(configs.names())}, or a file"
+    )
+    train.add_argument("--workdir", required=True, help="where the run lives; a run that was interrupted goes on")
+    train.add_argument(
+        "--profile", metavar="FIRST:COUNT", help="trace these steps, counted from 1, into WORKDIR/profile"
+    )
+
+    sample = _verb(verbs, "sample", "draw images from a trained model")
+    _model_arguments(sample)
+    sample.add_argument(
+        "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
+    )
+    sample.add_argument("--count", type=int, default=16, help="number of images (16)")
+    sample.add_argument("--seed", type=int, default=0, help="of all draws (0)")
+    sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
+    sample.add_argument("--batch", type=int, default=64, help="images made at once (64)")
+    sample.add_argument("--sampler", help="heun, euler, ddim or ancestral, in place of the model's own")
+    sample.add_argument("--weak", metavar="DIR", help="guide with this weaker model in place of dropped labels")
+    sample.add_argument("--out", metavar="GRID.png", help="write a picture of all images")
+    sample.add_argument("--npz", metavar="FILE.npz", help="write the images as an array, with their labels")
+
+    evaluate = _verb(verbs, "evaluate", "measure a trained model")
+    _model_arguments(evaluate)
+    evaluate.add_argument(
+        "--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels"
+    )
+    evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
+    evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
+    _encoding(verbs)
+    _exchanging(verbs)
+    _measuring(verbs)
+    return top
+
+
+def _encoding(verbs: Any) -> None:
+    """The verb that encodes data sets."""
+    encode = _verb(verbs, "encode", "encode a data set with a tokenizer, once", epilog=_OVERRIDES)
+    encode.add_argument(
+        "checkpoint", metavar="CHECKPOINT", help="of a tokenizer or a generator: work directory, .npz file or name"
+    )
+    encode.add_argument(
+        "--data", required=True, metavar="NAME|FILE[:variant]|DIR", help="a config with the data, or a folder of them"
+    )
+    encode.add_argument("--out", required=True, metavar="DIR", help="folder to write; what was interrupted goes on")
+    encode.add_argument("--size", type=int, help="side of the images; that of the config or the tokenizer by default")
+    encode.add_argument(
+        "--flips", action=argparse.BooleanOptionalAction, help="mirrored copies too; as the config mirrors by default"
+    )
+    encode.add_argument(
+        "--dtype", default="float16", help="float16 (default; rounds by 1/2048 of each number) or float32, of latents"
+    )
+    encode.add_argument("--text", metavar="FILE", help=".npy or .npz of text embeddings [N, T, D] to store beside")
+    encode.add_argument("--names", action="store_true", help="store the records' names")
+    encode.add_argument("--batch", type=int, default=64, help="images encoded at once (64)")
+    encode.add_argument("--shard-records", type=int, default=8192, metavar="N", help="records of a file (8192)")
+    _weights_arguments(encode)
+
+
+def _exchanging(verbs: Any) -> None:
+    """The verbs that bring published weights in and give them out."""
+    bring = _verb(verbs, "import", "bring published weights in, as a checkpoint", epilog=_OVERRIDES)
+    bring.add_argument(
+        "name", nargs="?", metavar="NAME", help="published weights, or the config that a file belongs to"
+    )
+    bring.add_argument(
+        "source",
+        nargs="?",
+        metavar="FILE",
+        help="a file, folder, URL or Hugging Face repository; NAME's own by default",
+    )
+    bring.add_argument("out", nargs="?", metavar="OUT", help="work directory to write; the cache by default")
+    bring.add_argument("--list", action="store_true", help="print what is published, and what it maps to")
+
+    fetch = _verb(verbs, "fetch", "bring published weights into the cache, for use without the network")
+    fetch.add_argument("names", nargs="+", metavar="NAME", help="published weights; maskdit import --list prints them")
+
+    give = _verb(verbs, "export", "write weights in the layout that others load")
+    give.add_argument(
+        "workdir", metavar="DIR", help="work directory of a training run, or the name of published weights"
+    )
+    give.add_argument("out", metavar="OUT", help="a .safetensors or .pt file; with --layout diffusers also a folder")
+    give.add_argument(
+        "--layout", default="reference", help="reference, that of the paper's own code (default), or diffusers"
+    )
+    give.add_argument(
+        "--part", choices=("network", "tokenizer", "encoder"), help="of a generator; its network by default"
+    )
+    _weights_arguments(give)
+
+
+def _measuring(verbs: Any) -> None:
+    """The verbs that tell what configs cost and how fast they run."""
+    describe = _verb(verbs, "describe", "parameters, tokens, FLOPs and bytes of a config", epilog=_OVERRIDES)
+    describe.add_argument("config", nargs="?", metavar="NAME|FILE[:variant]")
+    describe.add_argument(
+        "--topology", metavar="v5e:4x4", help="compile for this slice of TPUs: memory, collectives, estimated cycles"
+    )
+    describe.add_argument("--all", action="store_true", help="a table of every config that ships, on the slice")
+    describe.add_argument("--latents", action="store_true", help="training on latents that were encoded beforehand")
+    describe.add_argument("--only", choices=("training", "sampling"), help="one kind of program on the slice")
+    describe.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        action="append",
+        metavar="NAME=VALUE,...",
+        help="try meshes (mesh=1x16x1,..: data x fsdp x tensor), remat policies (remat=none,..) and batches"
+        " (batch=256,..) on the slice, and name the best that fits; given alone, usual meshes and policies",
+    )
+
+    bench = _verb(verbs, "bench", "measure how fast a config runs here", epilog=_OVERRIDES)
+    bench.add_argument(
+        "config",
+        nargs="?",
+        metavar="NAME|FILE[:variant]|c1|c2|import|encode",
+        help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4); or"
+        " seconds and memory of bringing in published weights: import; or encoding against a bare forward pass: encode",
+    )
+    bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
+    bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
+    bench.add_argument("--at", type=int, default=0, metavar="STEP", help="step of the run whose plan is measured (0)")
+    bench.add_argument("--synthetic", action="store_true", help="random images and labels in place of the config's")
+    bench.add_argument("--scratch", metavar="DIR", help="where checkpoints or files are written (temporary folder)")
+    bench.add_argument("--json", metavar="FILE", help="write the figures")
+    bench.add_argument("--against", metavar="FILE", help="compare with what --json wrote earlier, of the same config")
+    bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")
+
+    study = _verb(verbs, "study", "train and compare the runs of a study, and print one table")
+    study.add_argument("name", metavar="NAME", help="tokenizers, fvq or robusttok; one that was stopped goes on")
+    study.add_argument("--workdir", metavar="DIR", help="where the runs live (runs/study-NAME)")
+    study.add_argument("--json", metavar="FILE", help="the results (docs/studies/NAME.json)")
+    study.add_argument("--only", metavar="RUN", help="train this run alone")
+    study.add_argument("--markdown", action="store_true", help="print the table of earlier results, no training")
+
+
+def _verb(verbs: Any, name: str, text: str, epilog: str = "") -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog, allow_abbrev=False
+    )
+    parser.set_defaults(overridable=bool(epilog))
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="PACKAGE", help="a package whose classes the config may name"
+    )
+    return parser
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workdir", metavar="DIR", help="work directory of a training run, or published weights")
+    parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
+    parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
+    _weights_arguments(parser)
+
+
+def _weights_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ema", default="default", help="which average of the weights: its decay, or none for the raw weights"
+    )
+    parser.add_argument("--step", type=int, help="which kept checkpoint; the last by default")

@@ -1,0 +1,158 @@
+"""Closed forms of what is measured on reconstructions."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maskdit.contracts import Latents, LatentSpec, ModelError
+from maskdit.data.loader import Loader
+from maskdit.evals.reconstruction import Codes, Swaps, codes_used, reconstruction, size
+from maskdit.tokenizers.model import TokenizerModel
+from maskdit.tokenizers.pixels import Pixels
+from maskdit.tokenizers.posterior import normal_posterior
+
+LEVELS = (0, 100, 100, 200, 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flat:
+    """Images of one level each."""
+
+    side: int = 16
+
+    def __len__(self):
+        return len(LEVELS)
+
+    def __getitem__(self, index):
+        return {"image": np.full((self.side, self.side, 3), LEVELS[index], np.uint8)}
+
+    @property
+    def vocabulary(self):
+        return {}
+
+    def describe(self, index):
+        return f"flat image {index}"
+
+
+class Levels(nn.Module):
+    """One code for an image: the nearest of `codes` levels, evenly spaced from black to white."""
+
+    codes: int = 6
+
+    @property
+    def latent(self):
+        return LatentSpec(layout="grid", downsample=16, channels=1, vocabulary=self.codes)
+
+    @nn.compact
+    def __call__(self, images):
+        self.param("unused", nn.initializers.zeros, (7,))
+        return self.decode(self.encode(images))
+
+    def codebook(self):
+        return jnp.linspace(-1, 1, self.codes)[:, None]
+
+    def encode(self, images, cond=None, *, draw=None, train=False):
+        z = images.mean((1, 2, 3))[:, None, None, None]  # [B, 1, 1, 1]
+        ids = jnp.argmin(jnp.square(z - self.codebook()[:, 0]), -1).astype(jnp.int32).reshape(-1, 1)
+        return Latents(values=self.codebook()[ids][:, None], ids=ids, aux={"z": z})
+
+    def decode(self, latents, cond=None, *, draw=None, train=False):
+        return jnp.broadcast_to(latents.values, (len(latents.values), 16, 16, 3))
+
+
+class Blurred(nn.Module):
+    """A posterior of mean 1 and variance 1 in 3 channels of a 2 x 2 grid; white images."""
+
+    @property
+    def latent(self):
+        return LatentSpec(layout="grid", downsample=8, channels=3)
+
+    @nn.compact
+    def __call__(self, images):
+        return self.decode(self.encode(images))
+
+    def encode(self, images, cond=None, *, draw=None, train=False):
+        shape = (len(images), 2, 2, 3)
+        return normal_posterior(jnp.concatenate([jnp.ones(shape), jnp.zeros(shape)], -1))
+
+    def decode(self, latents, cond=None, *, draw=None, train=False):
+        return jnp.ones((len(latents.values), 16, 16, 3))
+
+
+def loader():
+    return Loader(source=Flat(), size=16, flip=False, shuffle=False)
+
+
+def of(tokenizer):
+    return TokenizerModel(tokenizer, {"params": {"tokenizer": {"unused": np.zeros(7, np.float32)}}})
+
+
+def test_images_that_come_back_whole():
+    found = reconstruction(of(Pixels()), loader(), batch=8)
+    assert found["images"] == 5 and found["psnr"] == pytest.approx(100) and found["l1"] == 0
+    assert found["ssim"] == pytest.approx(1)
+    assert found["floats"] == 16 * 16 * 3 and found["bits"] == 32 * found["floats"] and "usage" not in found
+
+
+def test_levels_are_rounded_to_codes():
+    """Codes are 0, 51, 102, ..: 0 and 255 come back, 100 and 200 are 2 and 4 levels off."""
+    found = reconstruction(of(Levels()), loader(), batch=2)
+    errors = np.array([0, 2, 2, 4, 0])
+    np.testing.assert_allclose(found["l1"], errors.mean() / 127.5, rtol=1e-5)
+    psnr = [100 if error == 0 else 20 * math.log10(255 / error) for error in errors]
+    assert found["psnr"] == pytest.approx(np.mean(psnr))
+    assert found["usage"] == pytest.approx(4 / 6)
+    shares = np.array([1, 2, 1, 1]) / 5
+    assert found["perplexity"] == pytest.approx(math.exp(-np.sum(shares * np.log(shares))))
+    assert found["tokens"] == 1 and found["bits"] == pytest.approx(math.log2(6)) and found["parameters"] == 7
+
+
+def test_figures_do_not_depend_on_the_batch_and_rows_that_fill_it_do_not_count():
+    model, far = of(Levels()), Swaps(1.0, 6)
+    for swaps in (None, far):
+        small, large = (reconstruction(model, loader(), batch=batch, swaps=swaps) for batch in (2, 8))
+        assert small == pytest.approx(large)
+    assert codes_used(model, loader(), batch=8).counts.tolist() == [1, 0, 2, 0, 1, 1]
+
+
+def test_swaps_of_one_code_change_nothing_and_of_all_codes_do():
+    model, plain = of(Levels()), reconstruction(of(Levels()), loader())
+    assert reconstruction(model, loader(), swaps=Swaps(1.0, 1)) == pytest.approx(plain)
+    assert reconstruction(model, loader(), swaps=Swaps(0.0, 6)) == pytest.approx(plain)
+    far = reconstruction(model, loader(), swaps=Swaps(1.0, 6))
+    assert far["l1"] > plain["l1"] + 0.1 and far["usage"] == plain["usage"]
+    other = reconstruction(model, loader(), swaps=Swaps(1.0, 6), seed=1)
+    assert other["l1"] != far["l1"]
+
+
+def test_divergence_in_bits():
+    found = reconstruction(of(Blurred()), loader())
+    assert found["kl_bits"] == pytest.approx(12 * 0.5 / math.log(2), rel=1e-5)
+    assert found["tokens"] == 4 and found["floats"] == 12 and found["bits"] == 384
+
+
+def test_a_distance_is_meaned():
+    found = reconstruction(of(Levels()), loader(), batch=2, distance=lambda a, b: a[:, 0, 0, 0].astype(float))
+    assert found["lpips"] == pytest.approx(np.mean(LEVELS))
+
+
+def test_codes_alike_have_their_number_as_perplexity():
+    codes = Codes.none(8)
+    codes.add(np.arange(4).reshape(2, 2))
+    assert codes.usage == 0.5 and codes.perplexity == pytest.approx(4)
+
+
+def test_latents_without_codes_cannot_be_swapped():
+    with pytest.raises(ValueError, match="no codes to swap"):
+        reconstruction(of(Pixels()), loader(), swaps=Swaps(1.0, 2))
+    with pytest.raises(ModelError, match="has no codes"):
+        codes_used(of(Pixels()), loader())
+
+
+def test_larger_images_take_more_tokens():
+    assert size(of(Blurred()), (16, 16, 3))["floats"] == 12
+    assert size(of(Pixels()), (8, 8, 3))["tokens"] == 64
