@@ -83,7 +83,8 @@ def _decoded(task: Any, shape: tuple[int, ...]) -> None:
 
     found = jax.eval_shape(decoded).shape
     if found != image.shape:
+        name = type(task.tokenizer).__name__
         raise ValueError(
-            f"{type(task.tokenizer).__name__} makes images of {list(found[1:])} of those of {list(shape[1:])}: change "
-            "its patches, or the levels of its decoder"
+            f"{name} makes images of {list(found[1:])} from those of {list(shape[1:])}: change its patches, or the "
+            "levels of its decoder"
         )

@@ -28,6 +28,7 @@ from maskdit.tasks.perturbation import LatentPerturbation
 from maskdit.tasks.proxy import ProxyCodes
 from maskdit.tasks.task import Context, plans
 from maskdit.tokenizers.linear import LinearPatches
+from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskdit.tokenizers.model import TokenizerModel
 from maskdit.tokenizers.pixels import to_float
 from maskdit.tokenizers.quantize.bridge import VQBridge
@@ -289,3 +290,21 @@ def test_codes_of_a_continuous_tokenizer_cannot_be_swapped():
 def test_weights_for_what_is_trained_are_refused():
     with pytest.raises(ValueError, match=r"task.tokenizer is trained: .* init_from"):
         TASK.freeze(Draw(0), list, {"tokenizer": None})
+
+
+def test_a_pixel_decoder_of_another_size_is_refused():
+    pixel = MaskGITVQGAN(VQ(codes=9, channels=4), channels=(2, 2), blocks=1, latent_channels=4, groups=1)
+    second = TiTok(
+        quantize=VQ(codes=7, channels=2),
+        size=8,
+        patch=4,
+        tokens=3,
+        channels=2,
+        encoder=(8, 1, 2),
+        decoder=(8, 1, 2),
+        legacy=True,
+        proxy_codes=9,
+        pixel=pixel,
+    )
+    with pytest.raises(ValueError, match=r"makes images of \[4, 4, 3\] from those of \[8, 8, 3\]"):
+        Autoencoder(second).check({"image": IMAGES}, {})

@@ -174,11 +174,6 @@ def test_scanned_blocks_and_half_precision_give_the_same():
         (CODES, {"channels": 4}, "quantizer has 5 channels, the tokens 4"),
         (CODES, {"scale": 2.0}, "leave them out with a quantizer"),
         (CODES, {"pixel": PROXY}, "set legacy=True"),
-        (
-            FIRST,
-            {"pixel": PROXY.clone(channels=(2, 2))},
-            "code of pixel stands for 2 x 2 pixels, one of the decoder for 4 x 4",
-        ),
         (FIRST, {"pixel": PROXY, "proxy_codes": 8}, "pixel has 9 codes, .* proxy_codes=8"),
         (KL, {"patch": 3}, "size=8 does not divide into patches of side 3"),
         (KL, {"decoder_patch": 5}, "size=8 does not divide into patches of side 5"),
