@@ -71,12 +71,12 @@ end_all() {
   if [[ -z $ending ]]; then
     ending=1
     (
-      trap 'kill "$sleeper"' TERM
+      trap 'kill "${sleeper:-}"' TERM
       sleep "$GRACE" &
       sleeper=$!
       wait "$sleeper" || exit 0
       for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
-    ) &
+    ) >/dev/null 2>&1 & # a sleep that outlives this script holds nobody's output open
     killer=$!
   fi
 }
