@@ -15,10 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import pretrained, spec
-from maskdit.data.emoji import Emoji
-from maskdit.data.loader import Loader
-from maskdit.data.tfds import TFDS
+from maskdit.config import load, pretrained, spec
 from maskdit.encoders.lpips import LPIPS
 from maskdit.networks.discriminators import PatchDiscriminator
 from maskdit.tasks.adversarial import Adversarial
@@ -27,12 +24,7 @@ from maskdit.tasks.perceptual import Perceptual
 from maskdit.tasks.reconstruction import Reconstruction
 from maskdit.tokenizers.quantize.softvq import SoftVQ
 from maskdit.tokenizers.softvq import SIZES, SoftVQVAE
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Cosine, Group
-from maskdit.training.run import Run
 
 VARIANTS = {"S-64": ("small", 64), "B-64": ("base", 64), "L-64": ("large", 64), "L-32": ("large", 32)}
 
@@ -59,30 +51,10 @@ def get_config(variant: str = "L-64") -> ConfigDict:
             lecam=0.001,
         ),
     )
-    train = spec(Emoji, labels=()) if smoke else spec(TFDS, name="imagenet2012", split="train", labels=())
-    held_out = (
-        spec(Emoji, split="val", labels=()) if smoke else spec(TFDS, name="imagenet2012", split="validation", labels=())
-    )
-    pixels = 16 if smoke else 256
-    return spec(
-        Run,
-        task=task,
-        data=spec(Loader, source=train, size=pixels, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=spec(Loader, source=held_out, size=pixels, flip=False, shuffle=False),
-        steps=2 if smoke else 250_000,
-        batch=8 if smoke else 256,
-        ema=(0.9999,),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=2 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=1 if smoke else 100),
-        evaluation=spec(
-            Evaluation,
-            every=2 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
-    )
+    # its data, mesh, log and evaluation
+    config = load("vqgan_imagenet256:smoke" if smoke else "vqgan_imagenet256:llamagen-16")
+    config.task, config.steps, config.batch = task, 2 if smoke else 250_000, 8 if smoke else 256
+    return config
 
 
 def _tokenizer(variant: str) -> ConfigDict:

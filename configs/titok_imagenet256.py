@@ -19,10 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import Pretrained, pretrained, spec
-from maskdit.data.emoji import Emoji
-from maskdit.data.loader import Loader
-from maskdit.data.tfds import TFDS
+from maskdit.config import load, pretrained, spec
 from maskdit.encoders.convnext import ConvNeXt
 from maskdit.encoders.lpips import LPIPS
 from maskdit.networks.discriminators import BlurDiscriminator
@@ -34,12 +31,7 @@ from maskdit.tasks.reconstruction import Reconstruction
 from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskdit.tokenizers.quantize.vq import VQ
 from maskdit.tokenizers.titok import SIZES, TiTok
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Cosine, Group
-from maskdit.training.run import Run
 
 TWO_STAGES = {"L-32": ("large", 32), "B-64": ("base", 64), "S-128": ("small", 128)}
 CODES = {"BL-64-vq8k": ("base", 64), "BL-128-vq8k": ("base", 128), "SL-256-vq8k": ("small", 256)}
@@ -105,31 +97,16 @@ def get_config(variant: str = "L-32") -> ConfigDict:
             quantizer_weight=1.0,
             kl_weight=1e-6,
         )
-    train = spec(Emoji, labels=()) if smoke else spec(TFDS, name="imagenet2012", split="train", labels=())
-    held_out = (
-        spec(Emoji, split="val", labels=()) if smoke else spec(TFDS, name="imagenet2012", split="validation", labels=())
-    )
-    pixels = 32 if smoke else 256
-    return spec(
-        Run,
-        task=task,
-        data=spec(Loader, source=train, size=pixels, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=spec(Loader, source=held_out, size=pixels, flip=False, shuffle=False),
-        steps=2 if smoke else 500_000 if tuned else 1_000_000,
-        batch=8 if smoke else 256,
-        ema=(0.999,),
-        init_from=spec(Pretrained, allow=("^discriminator/",)) if tuned else Pretrained(),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=2 if smoke else 10_000, keep_every=None if smoke else 100_000),
-        log=spec(Log, every=1 if smoke else 100),
-        evaluation=spec(
-            Evaluation,
-            every=2 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
-    )
+    # its data, mesh, log and evaluation
+    config = load("vqgan_imagenet256:smoke" if smoke else "vqgan_imagenet256:llamagen-16")
+    config.task, config.steps = task, 2 if smoke else 500_000 if tuned else 1_000_000
+    config.batch = 8 if smoke else 256
+    config.data.size = config.held_out.size = 32 if smoke else 256
+    config.checkpoints.keep_every = None if smoke else 100_000
+    config.ema = (0.999,)
+    if tuned:
+        config.init_from.allow = ("^discriminator/",)
+    return config
 
 
 def _legacy(name: str, tuned: bool) -> ConfigDict:

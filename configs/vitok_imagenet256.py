@@ -16,10 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import Pretrained, pretrained, spec
-from maskdit.data.emoji import Emoji
-from maskdit.data.loader import Loader
-from maskdit.data.tfds import TFDS
+from maskdit.config import load, pretrained, spec
 from maskdit.encoders.lpips import LPIPS
 from maskdit.networks.discriminators import PatchDiscriminator
 from maskdit.tasks.adversarial import Adversarial
@@ -27,12 +24,7 @@ from maskdit.tasks.autoencoder import Autoencoder
 from maskdit.tasks.perceptual import Perceptual
 from maskdit.tasks.reconstruction import Reconstruction
 from maskdit.tokenizers.vitok import ViTok, size
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Cosine, Group
-from maskdit.training.run import Run
 
 
 def get_config(variant: str = "S-B/16") -> ConfigDict:
@@ -57,31 +49,13 @@ def get_config(variant: str = "S-B/16") -> ConfigDict:
         adversarial=spec(Adversarial, discriminator=discriminator, weight=1.0, adaptive=True) if tuned else None,
         kl_weight=1e-3 / (256 * 16),  # the paper's weight is of the mean over an image's latents
     )
-    train = spec(Emoji, labels=()) if smoke else spec(TFDS, name="imagenet2012", split="train", labels=())
-    held_out = (
-        spec(Emoji, split="val", labels=()) if smoke else spec(TFDS, name="imagenet2012", split="validation", labels=())
-    )
-    pixels = 16 if smoke else 256
-    return spec(
-        Run,
-        task=task,
-        data=spec(Loader, source=train, size=pixels, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=spec(Loader, source=held_out, size=pixels, flip=False, shuffle=False),
-        steps=2 if smoke else 100_000,
-        batch=8 if smoke else 256 if tuned else 1024,
-        ema=(0.9999,),
-        init_from=spec(Pretrained, allow=("^discriminator/",)) if tuned else Pretrained(),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=2 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=1 if smoke else 100),
-        evaluation=spec(
-            Evaluation,
-            every=2 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
-    )
+    # its data, mesh, log and evaluation
+    config = load("vqgan_imagenet256:smoke" if smoke else "vqgan_imagenet256:llamagen-16")
+    config.task, config.steps = task, 2 if smoke else 100_000
+    config.batch = 8 if smoke else 256 if tuned else 1024
+    if tuned:
+        config.init_from.allow = ("^discriminator/",)
+    return config
 
 
 def _group(pattern: str) -> ConfigDict:
