@@ -276,6 +276,17 @@ class Quantizer(Protocol):
         ...
 
 
+ENCODED_SIDE = 64
+"""Side of the images that a feature network's parameters are shaped on; convolutions take any that their strides do."""
+
+
+def example_image(module: Any) -> Array:
+    """A black image that a tokenizer, or a feature network, takes: `[1, side, side, channels]`."""
+    latent = getattr(module, "latent", None)
+    side = ENCODED_SIDE if latent is None else latent.size or latent.downsample
+    return jnp.zeros((1, side, side, getattr(module, "in_channels", 3)))
+
+
 def bind(network: Any, params: PyTree, *, train: bool = False) -> Predict:
     """Binds a network to its parameters.
 

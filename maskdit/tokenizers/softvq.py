@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 from maskdit.layers.linear import Linear
 from maskdit.layers.patch import patchify, unpatchify
-from maskdit.tokenizers.latent_vit import layer_norm, run_blocks
+from maskdit.tokenizers.latent_vit import after_class, layer_norm, run_blocks
 
 Size = tuple[int, int, int]
 
@@ -207,7 +207,8 @@ class SoftVQEncoder(nn.Module):
         """Maps images `[B, H, W, 3]` to `[B, tokens, width]`."""
         patches = patchify(images, self.patch)  # [B, N, p*p*3]
         embed = Linear(self.width, dtype=self.dtype, axes=("patch", "embed"), kernel_init=_SMALL, name="patch_embed")
-        x = _with_class(self, embed(patches))
+        x = embed(patches)  # [B, N, D]
+        x = after_class(x, _token(self, "class_token", 1), _token(self, "positions", 1 + x.shape[1]))
         latents = _token(self, "latent_tokens", self.tokens) + _token(self, "latent_positions", self.tokens)
         x = jnp.concatenate([x, jnp.broadcast_to(latents.astype(x.dtype), (len(x), *latents.shape))], axis=1)
         return _run(self, x)[:, -self.tokens :]
@@ -238,19 +239,12 @@ class SoftVQDecoder(nn.Module):
         """Maps tokens `[B, tokens, width]` to images `[B, H, W, 3]`, float32."""
         batch, places = len(z), self.grid**2
         mask = _token(self, "mask_token", 1).astype(self.dtype)
-        x = _with_class(self, jnp.broadcast_to(mask, (batch, places, self.width)))  # [B, 1 + N, D]
+        x = jnp.broadcast_to(mask, (batch, places, self.width))
+        x = after_class(x, _token(self, "class_token", 1), _token(self, "positions", 1 + places))  # [B, 1 + N, D]
         z = z.astype(x.dtype) + _token(self, "latent_positions", self.tokens).astype(x.dtype)
         x = _run(self, jnp.concatenate([x, z], axis=1))[:, 1 : 1 + places]  # [B, N, D]
         pixels = Linear(self.patch**2 * 3, dtype=self.dtype, axes=("embed", "patch"), kernel_init=_SMALL, name="pixels")
         return unpatchify(pixels(x), (self.grid, self.grid), self.patch).astype(jnp.float32)
-
-
-def _with_class(module: Any, x: Array) -> Array:
-    """Puts the class token before grid tokens `[B, N, D]` and adds the places: `[B, 1 + N, D]`."""
-    batch, count, width = x.shape
-    first = jnp.broadcast_to(_token(module, "class_token", 1).astype(x.dtype), (batch, 1, width))
-    positions = _token(module, "positions", 1 + count).astype(x.dtype)
-    return jnp.concatenate([first, x], axis=1) + positions
 
 
 def _run(module: Any, x: Array) -> Array:

@@ -1,6 +1,7 @@
 """Files out of packages of a local package index, which can lie, refuse and send what is broken."""
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -35,9 +36,9 @@ def site(monkeypatch, tmp_path):
 
 
 def packed(*entries):
-    """A `.tar.gz` of (name, bytes) or (name, link)."""
+    """A `.tar.gz` of (name, bytes) or (name, link); without a time, as test workers must agree on its bytes."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as file, tarfile.open(fileobj=file, mode="w") as tar:
         for name, content in entries:
             info = tarfile.TarInfo(name)
             if isinstance(content, str):
@@ -82,7 +83,7 @@ def test_a_file_of_a_package(site, tmp_path):
     assert [place for place, _ in site.asked].count(f"/files/{ARCHIVE}") == 1
 
 
-@pytest.mark.parametrize("fragment", ["", "#sha256=" + hashlib.sha256(GOOD).hexdigest()])
+@pytest.mark.parametrize("fragment", ["", "#sha256=" + hashlib.sha256(GOOD).hexdigest()], ids=["bare", "with its sum"])
 def test_an_index_of_web_pages(site, fragment):
     link = f'<!DOCTYPE html><a href="x.whl">x</a><a class="c" href="../../files/{ARCHIVE}{fragment}">its text</a>'
     assert fetched(publish(site, page=Page(link.encode(), kind="text/html"))) == BODY
@@ -110,7 +111,11 @@ def test_another_archive_than_the_known_one_is_refused(site, tmp_path):
     assert fetched(package) == BODY  # no trace of the wrong one
 
 
-@pytest.mark.parametrize("archive", [GOOD[:-40], GOOD[:20], b"no archive", GOOD[:60] + bytes(60) + GOOD[120:]])
+@pytest.mark.parametrize(
+    "archive",
+    [GOOD[:-40], GOOD[:20], b"no archive", GOOD[:60] + bytes(60) + GOOD[120:]],
+    ids=["end", "start", "none", "hole"],
+)
 def test_a_damaged_archive_is_told(site, tmp_path, archive):
     with pytest.raises(DownloadError, match=f"{ARCHIVE} is damaged .*: delete it to fetch it again"):
         fetched(publish(site, archive))
