@@ -60,7 +60,7 @@ def get_config(variant: str = "llamagen-16") -> ConfigDict:
         Autoencoder,
         tokenizer=_tokenizer(variant),
         groups={
-            "tokenizer": _group(*patterns, robust=robust),
+            "tokenizer": _group(*patterns, robust=robust, bridged=variant in ("fvq-16", "smoke")),
             "discriminator": _group("^discriminator/", robust=robust, weight_decay=5e-4 if robust else 0.0),
         },
         reconstruction=spec(Reconstruction, l2=1.0),
@@ -160,7 +160,9 @@ def _perturbation(smoke: bool) -> ConfigDict:
     )
 
 
-def _group(*patterns: str, robust: bool, weight_decay: float = 0.0) -> ConfigDict:
+def _group(*patterns: str, robust: bool, weight_decay: float = 0.0, bridged: bool = False) -> ConfigDict:
     schedule = spec(Cosine, lr=3e-5) if robust else spec(Constant, lr=1e-4)
     optimizer = spec(AdamW, schedule=schedule, b1=0.9, b2=0.95, weight_decay=weight_decay, clip=1.0)
-    return spec(Group, patterns=patterns, optimizer=optimizer)
+    # a bridge moves all codes at once: it is given smaller steps, its input larger ones; both factors are ours
+    rates = (("quantize/bridge", 0.5), ("quantize/codebook", 2.0)) if bridged else ()
+    return spec(Group, patterns=patterns, optimizer=optimizer, rates=rates)

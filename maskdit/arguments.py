@@ -29,11 +29,27 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
     )
-    sample.add_argument("--count", type=int, default=16, help="number of images (16)")
+    sample.add_argument(
+        "--count", type=int, help="number of images (16; of an edit 4; with texts as many as there are texts)"
+    )
     sample.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
     sample.add_argument("--batch", type=int, default=64, help="images made at once (64)")
-    sample.add_argument("--sampler", help="heun, euler, ddim or ancestral, in place of the model's own")
+    sample.add_argument(
+        "--sampler",
+        help="in place of the model's own: heun, euler, ddim or ancestral; of masked tokens confidence, halton or "
+        "unmasking; of autoregressive models raster",
+    )
+    sample.add_argument(
+        "--text-embeddings", metavar="FILE", help=".npz or .npy of text embeddings, a row for each prompt, in turn"
+    )
+    sample.add_argument("--image", metavar="FILE", help="an image to edit, of the model's size; transparency is white")
+    sample.add_argument(
+        "--mask", metavar="FILE", help="of --image and of its size: made anew where it is lighter than mid-grey"
+    )
+    sample.add_argument(
+        "--trajectory", metavar="FILE.gif|FILE.png", help="how the images came to be: an animation, or a row for each"
+    )
     sample.add_argument("--weak", metavar="DIR", help="guide with this weaker model in place of dropped labels")
     sample.add_argument("--out", metavar="GRID.png", help="write a picture of all images")
     sample.add_argument("--npz", metavar="FILE.npz", help="write the images as an array, with their labels")
@@ -41,10 +57,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate = _verb(verbs, "evaluate", "measure a trained model")
     _model_arguments(evaluate)
     evaluate.add_argument(
-        "--metrics", default="labels", help="comma-separated; labels: how often samples obey their labels"
+        "--metrics",
+        default="labels",
+        help="comma-separated; labels: how often samples obey their labels; bits: bits per token of held-out images",
     )
     evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
-    evaluate.add_argument("--seeds", type=int, default=1, help="number of sampling seeds (1)")
+    evaluate.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
     _encoding(verbs)
     _exchanging(verbs)
     _measuring(verbs)
@@ -68,7 +86,12 @@ def _encoding(verbs: Any) -> None:
     encode.add_argument(
         "--dtype", default="float16", help="float16 (default; rounds by 1/2048 of each number) or float32, of latents"
     )
-    encode.add_argument("--text", metavar="FILE", help=".npy or .npz of text embeddings [N, T, D] to store beside")
+    encode.add_argument(
+        "--text",
+        metavar="FILE",
+        help=".npy or .npz of text embeddings [N, T, D] to store beside; a .npz may hold them as `text`, with `pooled` "
+        "[N, P], those of the empty text as `null_text` [T, D] and `null_pooled` [P], and numbers [N] of other names",
+    )
     encode.add_argument("--names", action="store_true", help="store the records' names")
     encode.add_argument("--batch", type=int, default=64, help="images encoded at once (64)")
     encode.add_argument("--shard-records", type=int, default=8192, metavar="N", help="records of a file (8192)")
@@ -131,9 +154,10 @@ def _measuring(verbs: Any) -> None:
     bench.add_argument(
         "config",
         nargs="?",
-        metavar="NAME|FILE[:variant]|c1|c2|import|encode",
+        metavar="NAME|FILE[:variant]|c1|c2|import|encode|tokens",
         help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4); or"
-        " seconds and memory of bringing in published weights: import; or encoding against a bare forward pass: encode",
+        " seconds and memory of bringing in published weights: import; or encoding against a bare forward pass: encode;"
+        " or sampling a few tokens against diffusion: tokens",
     )
     bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
     bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
@@ -145,7 +169,7 @@ def _measuring(verbs: Any) -> None:
     bench.add_argument("--gates", action="store_true", help="the table of what must hold on a CPU; takes minutes")
 
     study = _verb(verbs, "study", "train and compare the runs of a study, and print one table")
-    study.add_argument("name", metavar="NAME", help="tokenizers, fvq or robusttok; one that was stopped goes on")
+    study.add_argument("name", metavar="NAME", help="tokenizers, fvq, robusttok or crt; one that was stopped goes on")
     study.add_argument("--workdir", metavar="DIR", help="where the runs live (runs/study-NAME)")
     study.add_argument("--json", metavar="FILE", help="the results (docs/studies/NAME.json)")
     study.add_argument("--only", metavar="RUN", help="train this run alone")
@@ -167,6 +191,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", metavar="DIR", help="work directory of a training run, or published weights")
     parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
     parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
+    parser.add_argument(
+        "--temperature", type=float, help="of a token sampler, what its noise starts from; the sampler's own by default"
+    )
     _weights_arguments(parser)
 
 

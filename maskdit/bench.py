@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from maskdit import config as configs
 from maskdit.performance import encoding, importing, measure, report
 from maskdit.performance import gates as gated
+from maskdit.performance import tokens as token_costs
 from maskdit.performance.report import Report
 from maskdit.performance.subject import BenchError, Subject
 from maskdit.training import distributed
@@ -150,6 +151,30 @@ def encodes(
     row = encoding.measure(rounds, scratch, case)
     _tell(head, encoding.table(row), {encoding.NAME: dataclasses.asdict(row)}, json_file)
     return row
+
+
+def tokens(
+    rounds: int = 3, json_file: str | None = None, case: token_costs.Case | None = None
+) -> tuple[token_costs.Row, ...]:
+    """Measures a masked generator of a few tokens beside a diffusion model, counts others, and prints one table.
+
+    Args:
+      rounds: turns of each program, minutes each.
+      json_file: where to write the rows.
+      case: what is measured; a pair of DiT-S's size by default.
+
+    Raises:
+      BenchError: for rounds below 1.
+    """
+    if rounds < 1:
+        raise BenchError(f"rounds must be 1 or more, got {rounds}")
+    _check_writable(json_file)
+    head = _head()
+    found = token_costs.measure(rounds, case)
+    rows = (*found.rows, *token_costs.counted())
+    written = {token_costs.NAME: [dataclasses.asdict(row) for row in rows], "share": found.share}
+    _tell(head, token_costs.table(rows, found), written, json_file)
+    return rows
 
 
 def _head() -> dict[str, Any]:

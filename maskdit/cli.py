@@ -79,23 +79,10 @@ def _sample(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit.sample import sample
 
     labels = [_labels(text) for text in args.labels or ()]
-    sample(
-        args.workdir,
-        labels,
-        out=args.out,
-        npz=args.npz,
-        count=args.count,
-        steps=args.steps,
-        guidance=args.guidance,
-        seed=args.seed,
-        first=args.first,
-        batch=args.batch,
-        sampler=args.sampler,
-        weak=args.weak,
-        ema=args.ema,
-        step=args.step,
-        trust=args.trust,
-    )
+    files = ("out", "npz", "trajectory", "image", "mask", "weak")
+    settings = ("count", "sampler", "steps", "guidance", "temperature", "seed", "first", "batch")
+    how = {name: getattr(args, name) for name in (*files, *settings, "ema", "step", "trust")}
+    sample(args.workdir, labels, text=args.text_embeddings, **how)
 
 
 def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -108,6 +95,7 @@ def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
         seeds=tuple(range(args.seeds)),
         steps=args.steps,
         guidance=args.guidance,
+        temperature=args.temperature,
         ema=args.ema,
         step=args.step,
         trust=args.trust,
@@ -185,13 +173,14 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit import bench
-    from maskdit.performance import encoding, importing, workloads
+    from maskdit.performance import encoding, importing, tokens, workloads
 
     if args.gates == (args.config is not None):
-        raise bench.BenchError("bench takes a config, one of c1 and c2, import, or --gates")
-    if args.gates or args.config in (*workloads.NAMES, importing.NAME, encoding.NAME):
+        raise bench.BenchError("bench takes a config, one of c1 and c2, import, encode, tokens, or --gates")
+    if args.gates or args.config in (*workloads.NAMES, importing.NAME, encoding.NAME, tokens.NAME):
         files = ("json", "scratch")
-        own = {"--gates": ("json",), importing.NAME: files, encoding.NAME: files}.get(args.config or "--gates", ())
+        takes = {"--gates": ("json",), importing.NAME: files, encoding.NAME: files, tokens.NAME: ("json",)}
+        own = takes.get(args.config or "--gates", ())
         others = [name for name in ("parts", "at", "synthetic", "scratch", "against", "json") if name not in own]
         given = [*(f"config.{path}" for path, _ in overrides), *(name for name in others if getattr(args, name))]
         if given:
@@ -204,6 +193,8 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
         bench.imports(args.rounds, args.scratch, args.json)
     elif args.config == encoding.NAME:
         bench.encodes(args.rounds, args.scratch, args.json)
+    elif args.config == tokens.NAME:
+        bench.tokens(args.rounds, args.json)
     else:
         bench.bench(
             _config(args, overrides),

@@ -1,9 +1,8 @@
 """Configs: specs of objects as plain data.
 
 A config is an `ml_collections.ConfigDict`, returned by `get_config(variant)` in a Python file and made of
-`spec(Class, **fields)` entries: the class's import path and every field with its default. `build` makes the objects. A
-config is data: it goes to JSON and back, takes overrides from the command line or a notebook, and travels in each
-checkpoint.
+`spec(Class, **fields)` entries: the class's import path and every field with its default. `build` makes the objects. It
+is data: it goes to JSON and back, takes overrides from the command line, and travels in each checkpoint.
 
     config = load("maskdit_emoji:smoke", {"task.network.width": 96})
     task = build(config.task)
@@ -68,11 +67,11 @@ def is_reference(entry: Any) -> bool:
     return isinstance(entry, ConfigDict | Mapping) and entry.get(TARGET) == f"{__name__}:{Pretrained.__qualname__}"
 
 
-def spec(cls: type, **fields: Any) -> ConfigDict:
+def spec(cls: Any, **fields: Any) -> ConfigDict:
     """Describes an object to be built later.
 
     Args:
-      cls: a dataclass or linen module. Its import path is stored as `target`.
+      cls: a dataclass, a linen module, or a function, itself the object. Its import path is stored as `target`.
       **fields: its fields; those not given are stored with their defaults, so that each can be overridden.
 
     Raises:
@@ -105,7 +104,8 @@ def build(entry: Any, trust: Iterable[str] = (), **extra: Any) -> Any:
     if TARGET not in entry:
         return Named({**fields, **extra})
     cls = _resolve(entry[TARGET], tuple(trust))
-    return cls(**dict(_checked(cls, {**fields, **extra}, convert=False)))
+    given = dict(_checked(cls, {**fields, **extra}, convert=False))
+    return cls if isinstance(cls, types.FunctionType) else cls(**given)  # a function is the setting itself
 
 
 def load(source: str | pathlib.Path, overrides: Mapping[str, Any] | None = None) -> ConfigDict:
@@ -256,10 +256,12 @@ def resolve(source: str) -> str:
     return f"{path}:{variant}" if variant else str(path)
 
 
-def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
+def _checked(cls: Any, fields: Mapping[str, Any], convert: bool = True) -> Any:
     """All fields of a class, given ones over defaults; a ConfigDict when `convert`, else a dict for its constructor."""
-    if not dataclasses.is_dataclass(cls):
-        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} must be a dataclass or a linen module")
+    if isinstance(cls, types.FunctionType) and not fields:
+        return ConfigDict({TARGET: f"{cls.__module__}:{cls.__qualname__}"}) if convert else {}
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise ConfigError(f"{cls.__module__}.{cls.__qualname__} is no dataclass, linen module or bare function")
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}
     if "parent" in known:  # a linen module
         known = {name: f for name, f in known.items() if name not in _LINEN_FIELDS}
@@ -267,9 +269,7 @@ def _checked(cls: type, fields: Mapping[str, Any], convert: bool = True) -> Any:
         if key not in known:
             raise ConfigError(f"{cls.__name__} has no field '{key}'; {nearest(key, list(known))}")
     if TARGET in known:
-        raise ConfigError(
-            f"{cls.__name__} has a field '{TARGET}', where specs keep the class: give the field another name"
-        )
+        raise ConfigError(f"{cls.__name__} has a field '{TARGET}', where specs keep the class: rename the field")
     missing = [name for name, field in known.items() if name not in fields and _default(field) is dataclasses.MISSING]
     if missing:
         raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}")
@@ -293,14 +293,14 @@ def _entry(value: Any, hint: Any = None) -> Any:
     if value is None:
         scalar = [kind for kind in typing.get_args(hint) if kind in _SCALARS]
         return config_dict.placeholder(scalar[0]) if len(scalar) == 1 else None
-    if isinstance(value, ConfigDict):
+    if isinstance(value, ConfigDict | int | float | bool | str):
         return value
+    if isinstance(value, types.FunctionType):
+        return spec(value)
     if isinstance(value, Mapping):
         return ConfigDict({key: _entry(item) for key, item in value.items()}, sort_keys=False)
     if isinstance(value, list | tuple):
         return tuple(_entry(item) for item in value)
-    if isinstance(value, _SCALARS):
-        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [f.name for f in dataclasses.fields(value) if f.init and f.name not in _LINEN_FIELDS]
         return spec(type(value), **{name: getattr(value, name) for name in fields})
@@ -310,16 +310,16 @@ def _entry(value: Any, hint: Any = None) -> Any:
 def _check_type(name: str, value: Any, hint: Any) -> None:
     """Refuses a scalar where the annotation names another scalar type."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if not kinds or not all(kind in (*_SCALARS, type(None)) for kind in kinds) or value is None:
+    if value is None or isinstance(value, config_dict.FieldReference):
         return
-    if isinstance(value, config_dict.FieldReference):
+    if not kinds or not all(kind in (*_SCALARS, type(None)) for kind in kinds):
         return
     accepted = (*kinds, int) if float in kinds else kinds
     if (isinstance(value, bool) and bool not in kinds) or not isinstance(value, accepted):
         raise ConfigError(f"{name} takes {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}, got {value!r}")
 
 
-def _resolve(target: str, trust: tuple[str, ...]) -> type:
+def _resolve(target: str, trust: tuple[str, ...]) -> Any:
     module = target.partition(":")[0]
     package = module.partition(".")[0]
     if package != "maskdit" and not any(module == p or module.startswith(f"{p}.") for p in trust):
@@ -328,9 +328,9 @@ def _resolve(target: str, trust: tuple[str, ...]) -> type:
             f"or --trust={package}"
         )
     found = _import(target)
-    if not dataclasses.is_dataclass(found):
-        raise ConfigError(f"target '{target}' is not a dataclass or linen module")
-    return found  # type: ignore[return-value]
+    if not dataclasses.is_dataclass(found) and not isinstance(found, types.FunctionType):
+        raise ConfigError(f"target '{target}' is not a dataclass, linen module or function")
+    return found
 
 
 def _import(target: str) -> Any:

@@ -73,25 +73,38 @@ class Cond:
     Attributes:
       labels: label name -> class ids `[B]`, int32. The id equal to the number of classes is the null label.
       text: embeddings of a text's tokens `[B, T, D]`; None for none.
+      pooled: an embedding of the whole text, `[B, P]`; None for none.
+      null_text, null_pooled: those of the empty text, which stand in where the text is dropped; None for zeros.
+      decoder_text: embeddings `[B, T, D]` for a tokenizer whose decoder reads another encoder's than the network; None
+        for the same as `text`.
+      scalars: micro-conditions by name, `[B]` float32, such as the size of the image; they are never dropped.
     """
 
     labels: dict[str, Array] = struct.field(default_factory=dict)
     text: Array | None = None
+    pooled: Array | None = None
+    null_text: Array | None = None
+    null_pooled: Array | None = None
+    decoder_text: Array | None = None
+    scalars: dict[str, Array] = struct.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Tokens of a network: a grid of patches over the input.
+    """Tokens of a network: a grid of patches over the input, or ids of a tokenizer.
 
     Attributes:
-      grid: tokens along each axis of the input, `(rows, columns)`; token ids are row-major.
+      grid: tokens along each axis of the input, `(rows, columns)`, or `(K,)` of a sequence; places are row-major.
       patch: input positions per token along an axis.
-      channels: input channels.
+      channels: input channels; of ids 0.
+      vocabulary: number of token ids where the input is ids `[B, K]`; the id of that number is the mask. None for
+        continuous inputs.
     """
 
     grid: tuple[int, ...]
-    patch: int
-    channels: int
+    patch: int = 1
+    channels: int = 0
+    vocabulary: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -99,8 +112,21 @@ class Layout:
         return math.prod(self.grid)
 
     @property
+    def mask(self) -> int:
+        """The id of a masked token.
+
+        Raises:
+          ValueError: for continuous inputs, which have none.
+        """
+        if self.vocabulary is None:
+            raise ValueError("a layout of continuous inputs has no mask id")
+        return self.vocabulary
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one input without the batch axis, `(H, W, C)`."""
+        """Shape of one input without the batch axis: `(H, W, C)`, or `(K,)` of ids."""
+        if self.vocabulary is not None:
+            return (self.tokens,)
         return (*(side * self.patch for side in self.grid), self.channels)
 
 
@@ -109,15 +135,17 @@ class Prediction:
     """What a network returns.
 
     Attributes:
-      x: the prediction, shaped like the input.
+      x: the prediction, shaped like the input; for ids the logits `[B, K, V]`, float32, which have no mask id.
       aux: further outputs by name: `mask` `[B, N]` (1 where a token was not processed), `variance` (shaped like the
         input; learned-range interpolation values).
       taps: inner values asked for by name with `taps=`.
+      cache: what a network with memory hands to its next call; None for the others.
     """
 
     x: Array
     aux: dict[str, Array] = struct.field(default_factory=dict)
     taps: dict[str, Array] = struct.field(default_factory=dict)
+    cache: PyTree = None
 
 
 @struct.dataclass
@@ -151,13 +179,19 @@ class Plan:
     Attributes:
       keep: number of tokens that the network processes; None for all of them.
       phase: the task's name of a phase of training, where its loss has other terms; None for its only one.
+      masked: number of masked tokens in each example of the batch; None where examples differ.
+      hidden: of the visible tokens, how many are hidden again for a first pass whose features the second one takes;
+        None where there is one pass.
     """
 
     keep: int | None = None
     phase: str | None = None
+    masked: int | None = None
+    hidden: int | None = None
 
     def __repr__(self) -> str:
-        return f"Plan(keep={self.keep}" + (f", phase={self.phase!r})" if self.phase else ")")
+        given = {name: value for name, value in vars(self).items() if name == "keep" or value is not None}
+        return f"Plan({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,11 +202,15 @@ class Predict:
       call: the bound network.
       null: turns a condition into the dropped one.
       layout: the network's tokens.
+      init_cache: `init_cache(rows)`, the empty memory of a network that has one; None for the others.
+      average: the network with averaged parameters, for a process that learns from it; None outside of training.
     """
 
     call: Callable[..., Prediction]
     null: Callable[[Cond], Cond]
     layout: Layout
+    init_cache: Callable[[int], PyTree] | None = None
+    average: "Predict | None" = None
 
     def __call__(self, x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
         """Calls the network."""
@@ -182,7 +220,12 @@ class Predict:
 
 class Network(Protocol):
     """A linen module that processes train. Besides `__call__` and what is here, `describe` uses `macs(keep)`, the
-    multiply-adds of one example's forward pass."""
+    multiply-adds of one example's forward pass.
+
+    One that takes text has `text_width` and, where it takes the whole text's embedding too, `pooled_width`; one with
+    micro-conditions has `scalars`, their values by name where nothing else is given. One with memory has
+    `init_cache(rows)` and takes `cache=`.
+    """
 
     classes: Mapping[str, int]
 
@@ -206,7 +249,7 @@ class Network(Protocol):
         draw: Draw | None = None,
         train: bool = False,
     ) -> Prediction:
-        """Predicts from inputs `[B, H, W, C]` at times `[B]`.
+        """Predicts from inputs `[B, H, W, C]`, or ids `[B, K]` int32, at times `[B]`.
 
         With `keep` `[B, k]` it processes only those tokens and returns `aux["mask"]` `[B, N]`, 1 where a token is
         missing; `taps` names inner values to return; `draw` is for what is random inside, such as dropout.
@@ -287,19 +330,37 @@ def example_image(module: Any) -> Array:
     return jnp.zeros((1, side, side, getattr(module, "in_channels", 3)))
 
 
-def bind(network: Any, params: PyTree, *, train: bool = False) -> Predict:
+def bind(network: Any, params: PyTree, *, train: bool = False, average: Predict | None = None) -> Predict:
     """Binds a network to its parameters.
 
     Args:
       network: a linen module that follows `Network`.
       params: its parameters.
       train: whether dropout and the like are on.
+      average: see `Predict`.
     """
 
     def call(x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
         return network.apply({"params": params}, x, t, cond, train=train, **kw)
 
-    return Predict(call=call, null=network.null, layout=network.layout)
+    memory = getattr(network, "init_cache", None)
+    return Predict(call=call, null=network.null, layout=network.layout, init_cache=memory, average=average)
+
+
+def example_cond(network: Any, rows: int = 1) -> Cond:
+    """A condition that a network takes, of zeros: its parameters are shaped on it."""
+    text, pooled = getattr(network, "text_width", None), getattr(network, "pooled_width", None)
+    return Cond(
+        labels={name: jnp.zeros((rows,), jnp.int32) for name in network.classes},
+        text=None if text is None else jnp.zeros((rows, 1, text)),
+        pooled=None if pooled is None else jnp.zeros((rows, pooled)),
+        scalars={name: jnp.full((rows,), value) for name, value in getattr(network, "scalars", {}).items()},
+    )
+
+
+def example_input(layout: Layout, rows: int = 1) -> Array:
+    """An input of zeros of a network with this layout: `[rows, H, W, C]`, or ids `[rows, K]`."""
+    return jnp.zeros((rows, *layout.shape), jnp.float32 if layout.vocabulary is None else jnp.int32)
 
 
 def dropped(cond: Cond, null: Cond, drop: Array) -> Cond:
@@ -311,8 +372,17 @@ def dropped(cond: Cond, null: Cond, drop: Array) -> Cond:
     return jax.tree.map(pick, cond, null)
 
 
-def null_labels(cond: Cond, classes: Mapping[str, int]) -> Cond:
-    """The condition with every label replaced by its null id, the number of classes."""
+def null_condition(cond: Cond, classes: Mapping[str, int]) -> Cond:
+    """The condition with everything dropped: of a label the id is its number of classes; a text is the empty one."""
+
+    def empty(given: Array | None, null: Array | None) -> Array | None:
+        if given is None:
+            return None
+        return jnp.zeros_like(given) if null is None else jnp.broadcast_to(null, given.shape).astype(given.dtype)
+
     return dataclasses.replace(
-        cond, labels={name: jnp.full_like(ids, classes[name]) for name, ids in cond.labels.items()}
+        cond,
+        labels={name: jnp.full_like(ids, classes[name]) for name, ids in cond.labels.items()},
+        text=empty(cond.text, cond.null_text),
+        pooled=empty(cond.pooled, cond.null_pooled),
     )

@@ -1,8 +1,9 @@
 """`maskdit describe`: what a config costs, without running it, and what it needs on a slice of TPUs.
 
 FLOPs count a multiply-add as two and follow from the network's formula (`macs`); a training step is three forward
-passes, recomputation not counted. The tokenizer's are counted by XLA. For a slice, the programs are compiled ahead of
-time by the TPU compiler, on any machine.
+passes, recomputation not counted. A step of sampling makes one pass, with guidance two; where a network is told how
+many tokens are masked, or keeps a memory, each step has a cost of its own. Tokenizers are counted by XLA. For a slice,
+the programs are compiled ahead of time by the TPU compiler, on any machine.
 """
 
 import dataclasses
@@ -16,14 +17,17 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.contracts import Cond, Latents
-from maskdit.performance import slices
+from maskdit.contracts import Cond, Layout
+from maskdit.performance import costs, slices
 from maskdit.performance.topology import topology
 from maskdit.samplers.sampling import network_calls
 from maskdit.tasks import task as tasks
 from maskdit.training.mesh import unboxed
 from maskdit.training.run import Run
 from maskdit.training.step import create
+
+SHOWN = 6
+"""Training programs that are listed; where there are more, and masks are counted, the mean of the steps is told."""
 
 
 def describe(config: ConfigDict, trust: Iterable[str] = ()) -> str:
@@ -35,10 +39,10 @@ def describe(config: ConfigDict, trust: Iterable[str] = ()) -> str:
     """
     run: Run = configs.build(config, trust)
     task = dataclasses.replace(run.task, horizon=run.horizon or run.steps)
-    costs = (
+    told = (
         [*_plan_rows(task, run), *_sampling_rows(task, run)] if hasattr(task, "network") else _tokenizer_rows(task, run)
     )
-    rows = [*_state_rows(task, run), *costs]
+    rows = [*_state_rows(task, run), *told]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -119,27 +123,43 @@ def _plan_rows(task: Any, run: Run) -> list[tuple[str, str]]:
     if not hasattr(network, "macs"):
         return rows
     if hasattr(network, "layout"):
-        rows.append(("tokens", f"{network.layout.tokens} of {network.layout.patch} x {network.layout.patch}"))
-    seen: dict[int | None, int] = {}
-    for (plan, _), first in tasks.plans(task, run.steps).items():
-        seen.setdefault(plan.keep, first)
-    for keep, first in seen.items():
-        name = "all tokens" if keep is None else f"{keep} tokens kept"
-        flops = 6 * network.macs(keep) if hasattr(network, "layout") else 6 * network.macs()
-        rows.append(("training step", f"{_flops(flops)} per image, {name}, from step {first}"))
+        rows.append(("tokens", _tokens(network.layout)))
+    seen: dict[str, tuple[int, float]] = {}
+    plans = tasks.plans(task, run.steps)
+    for (plan, _), first in plans.items():
+        seen.setdefault(costs.plan_name(plan) or "all tokens", (first, 6 * costs.training_macs(task, plan)))
+    if len(seen) > SHOWN and any(plan.masked for plan, _ in plans):
+        steps = range(0, run.steps, max(run.steps // 1000, 1))
+        mean = sum(6 * costs.training_macs(task, task.plan(step)) for step in steps) / len(steps)
+        least, most = (edge(flops for _, flops in seen.values()) for edge in (min, max))
+        what = f"the mean of {len(seen)} programs, {costs.told(least)} to {costs.told(most)}"
+        return [*rows, ("training step", f"{costs.told(mean)} per image, {what}")]
+    for name, (first, flops) in seen.items():
+        rows.append(("training step", f"{costs.told(flops)} per image, {name}, from step {first}"))
     return rows
+
+
+def _tokens(layout: Layout) -> str:
+    if layout.vocabulary is None:
+        return f"{layout.tokens} of {layout.patch} x {layout.patch}"
+    shape = f" ({' x '.join(map(str, layout.grid))})" if len(layout.grid) > 1 else ""
+    bits = layout.tokens * math.log2(layout.vocabulary)
+    return f"{layout.tokens}{shape} of {layout.vocabulary:,} codes for an image: {bits:,.0f} bits"
 
 
 def _sampling_rows(task: Any, run: Run) -> list[tuple[str, str]]:
     if run.sampler is None or not hasattr(task, "process") or not hasattr(task.network, "macs"):
         return []
-    calls = network_calls(run.sampler, task.process, run.guidance)
-    forward = 2 * task.network.macs()
-    decode = _decode_flops(task)
-    total = calls * forward + decode
+    stretches = costs.sampling_runs(run, task)
+    steps = sum(part.stop - part.start for part in stretches)
+    guided = sum(part.stop - part.start for part in stretches if part.guided)
+    calls = network_calls(run.sampler, task.process, task.layout, run.guidance)
+    network, decode = costs.generator_flops(run, task), costs.decode_flops(task)
+    mean = "" if network == 2 * calls * task.network.macs() else f", the mean of {calls}"
     return [
-        ("forward pass", f"{_flops(forward)} per image"),
-        ("sampling", f"{_flops(total)} per image: {calls} passes and {_flops(decode)} to decode"),
+        ("forward pass", f"{costs.told(network / calls)} per image{mean}"),
+        ("steps", f"{steps}, {guided or 'none'} of them guided"),
+        ("sampling", f"{costs.told(network + decode)} per image: {calls} passes and {costs.told(decode)} to decode"),
     ]
 
 
@@ -156,8 +176,8 @@ def _tokenizer_rows(task: Any, run: Run) -> list[tuple[str, str]]:
 
     latents = jax.eval_shape(call("encode"), variables, image, cond)
     back = "decode" if getattr(task, "proxy", None) is None else "logits"
-    encode = _counted(call("encode").lower(variables, image, cond))
-    decode = _counted(call(back).lower(variables, latents, cond))
+    encode = costs.lowered_flops(call("encode").lower(variables, image, cond))
+    decode = costs.lowered_flops(call(back).lower(variables, latents, cond))
     if latents.ids is None:
         floats = latents.values.size
         coded = f"{floats // latents.values.shape[-1]} of {latents.values.shape[-1]} floats for an image"
@@ -166,25 +186,10 @@ def _tokenizer_rows(task: Any, run: Run) -> list[tuple[str, str]]:
         coded = f"{count} of {codes:,} codes for an image: {count * math.log2(codes):,.0f} bits"
     return [
         ("tokens", coded),
-        ("encode", f"{_flops(encode)} per image"),
-        (back, f"{_flops(decode)} per image"),
-        ("training step", f"{_flops(3 * (encode + decode))} per image, without the networks that judge images"),
+        ("encode", f"{costs.told(encode)} per image"),
+        (back, f"{costs.told(decode)} per image"),
+        ("training step", f"{costs.told(3 * (encode + decode))} per image, without the networks that judge images"),
     ]
-
-
-def _counted(lowered: Any) -> float:
-    """FLOPs of a program, as XLA counts them."""
-    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
-
-
-def _decode_flops(task: Any) -> float:
-    """FLOPs of decoding one image, as XLA counts them."""
-    shape = task.network.layout.shape
-    side = shape[0] * task.tokenizer.latent.downsample
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    variables = jax.eval_shape(task.tokenizer.init, jax.random.key(0), image)
-    decode = jax.jit(lambda variables, z: task.tokenizer.apply(variables, Latents(values=z), method="decode"))
-    return _counted(decode.lower(unboxed(variables), jax.ShapeDtypeStruct((1, *shape), jnp.float32)))
 
 
 def _count(tree: Any) -> int:
@@ -198,11 +203,3 @@ def _bytes(tree: Any) -> str:
             return f"{size:.4g} {unit}"
         size /= 1024
     return f"{size:.4g} GiB"
-
-
-def _flops(flops: float) -> str:
-    for unit in ("", "k", "M", "G"):
-        if flops < 1000:
-            return f"{flops:.4g} {unit}FLOP"
-        flops /= 1000
-    return f"{flops:.4g} TFLOP"

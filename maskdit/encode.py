@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from maskdit import config as configs
 from maskdit.data.array_record import SUFFIX, ArrayRecord
-from maskdit.data.embeddings import Embeddings
+from maskdit.data.embeddings import DECODER_TEXT, NULL, POOLED, TEXT, Texts
 from maskdit.data.encoding import EncodingError, Job, write_records
 from maskdit.data.folder import Folder
 from maskdit.data.latent_shards import (
@@ -29,9 +29,10 @@ from maskdit.data.latent_shards import (
     ShardWriter,
     held,
     remove_unfinished,
+    write_empty_text,
     write_manifest,
 )
-from maskdit.data.latents import FORMAT, LATENTS, TEXT, Stream, read_manifest
+from maskdit.data.latents import FORMAT, LATENTS, Stream, read_manifest
 from maskdit.data.loader import Loader
 from maskdit.interop.atomic import ending_on_sigterm
 from maskdit.model import load
@@ -81,7 +82,8 @@ def encode(
       flips: whether mirror images are encoded too; as the loader mirrors by default.
       dtype: of moments and values. float16 rounds each number by at most 1/2048 of itself, far less than the least
         noise that generators train with, and halves the folder; float32 keeps them.
-      text: a file of text embeddings to store beside; see `maskdit.data.embeddings.Embeddings`.
+      text: a file of text embeddings to store beside, in place of the config's; see
+        `maskdit.data.embeddings.Embeddings`.
       names: whether to store each record's name.
       batch: images encoded at once, rounded up to what divides over the devices.
       shard_records: records of a shard.
@@ -161,6 +163,9 @@ def _data(
         config = configs.load(data)
     if config.get("data") is None:
         raise EncodingError(f"the config {data} has no data to encode")
+    if text is not None and "text" in config.data:
+        with config.data.ignore_type():
+            config.data.text = None  # may be a spec, which no text replaces
     given = [("data.size", str(size))] * (size is not None) + [("data.text", text)] * (text is not None)
     for path, value in (*overrides, *given):
         if not path.startswith("data."):
@@ -185,15 +190,14 @@ def _job(
     records = len(loader.records)
     if not records:
         raise EncodingError(f"{loader.source!r} has no records: choose another split or path")
-    if taken := set(loader.vocabulary) & {*LATENTS, TEXT, "name", "unreadable"}:
+    if taken := set(loader.vocabulary) & {*LATENTS, TEXT, POOLED, DECODER_TEXT, *NULL, "name", "unreadable"}:
         raise EncodingError(f"the source calls a label '{min(taken)}', a name with another use: rename it")
     name, shape = stored_shape(model.tokenizer, model.own, loader.size)
     small = (model.latent.vocabulary or 0) <= 2**16
     kept = ("uint16" if small else "int32") if name == "ids" else dtype
     streams = {name: Stream(shape, kept, 1 + flips)}
-    if loader.text is not None:
-        embeddings = Embeddings(loader.text)
-        streams[TEXT] = Stream(embeddings.shape, embeddings.dtype)
+    if loader.texts is not None:
+        streams |= {name: Stream(*how) for name, how in loader.texts.arrays.items()}
     ways = placement.ways(_devices())
     batch = -(-min(batch, records) // ways) * ways
     return Job(loader, streams, Shards(folder, records, shard_records), flips, names, batch)
@@ -214,7 +218,7 @@ def _manifest(job: Job, model: TokenizerModel, checkpoint: str, data: ConfigDict
         "flips": job.flips,
         "source": json.loads(configs.to_json(data.source)),
         "labels": loader.vocabulary,
-        "text": None if loader.text is None else Embeddings(loader.text).description,
+        "text": None if (texts := loader.texts) is None else texts.description | _null(texts),
         "names": job.names,
         "records": job.shards.records,
         "shard_records": job.shards.size,
@@ -223,6 +227,11 @@ def _manifest(job: Job, model: TokenizerModel, checkpoint: str, data: ConfigDict
         "done": False,
     }
     return json.loads(json.dumps(found))
+
+
+def _null(texts: Texts) -> dict[str, Any]:
+    """What the manifest says of the empty text; nothing where there is none."""
+    return {"null": sorted(texts.null)} if texts.null else {}
 
 
 def _prepare(folder: pathlib.Path) -> None:
@@ -299,6 +308,8 @@ def _finish(job: Job, manifest: dict[str, Any]) -> None:
     missing = job.shards.missing()
     if missing:
         raise EncodingError(f"{job.shards.path(missing[0])} is gone: run the same command again, it goes on from there")
+    if (texts := job.loader.texts) is not None and texts.null:
+        write_empty_text(job.shards.folder, texts.null)
     write_manifest(job.shards.folder, manifest | {"done": True})
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from maskdit.evals import labels
+from maskdit.evals import labels, likelihood
 from maskdit.model import load
 from maskdit.training import distributed
 
@@ -26,11 +26,15 @@ class Figure:
       name: such as `labels/style`.
       values: one for each seed.
       beside: figures to read it against, by name, such as `chance`.
+      unit: `%` for shares, which the table shows in percent; else what follows the number.
+      note: a line for the end of the table.
     """
 
     name: str
     values: tuple[float, ...]
     beside: dict[str, float]
+    unit: str = "%"
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,35 +44,51 @@ class Settings:
     Attributes:
       num: images for each seed.
       seeds: of sampling.
-      steps, guidance: of the sampler; None for the model's own.
+      steps, guidance, temperature: of the sampler; None for the model's own.
+      trust: packages besides `maskdit` whose classes the config may name.
     """
 
     num: int
     seeds: tuple[int, ...]
     steps: int | None
     guidance: float | None
+    temperature: float | None = None
+    trust: tuple[str, ...] = ()
 
 
 def label_obedience(model: Any, settings: Settings) -> list[Figure]:
     """The share of samples that show the label asked for, for each label; see `maskdit.evals.labels`."""
     classifier = labels.shipped_classifier()
     names = labels.judged(model, classifier)
-    made = [
-        labels.obeyed(model, classifier, settings.num, seed, steps=settings.steps, guidance=settings.guidance)
-        for seed in settings.seeds
-    ]
+    sampling = {name: getattr(settings, name) for name in ("steps", "guidance", "temperature")}
+    made = [labels.obeyed(model, classifier, settings.num, seed, **sampling) for seed in settings.seeds]
     accuracy = labels.held_out_accuracy(classifier)
     return [
         Figure(
             name=f"labels/{name}",
             values=tuple(shares[name] for shares in made),
             beside={"chance": 1 / len(model.vocabulary[name]), "classifier": accuracy[name]},
+            note="classifier: its own accuracy on emoji that it was not trained on",
         )
         for name in names
     ]
 
 
-METRICS: dict[str, Callable[[Any, Settings], list[Figure]]] = {"labels": label_obedience}
+def bits_per_token(model: Any, settings: Settings) -> list[Figure]:
+    """Bits per token of held-out images; see `maskdit.evals.likelihood`."""
+    found = likelihood.bits_per_token(model, settings.num, settings.seeds, trust=settings.trust)
+    return [
+        Figure(
+            name="bits",
+            values=found.means,
+            beside={"standard error": found.error, "uniform": found.uniform},
+            unit="bits",
+            note=f"bits: per token, of {found.images} held-out images, {found.kind}; uniform: all codes alike",
+        )
+    ]
+
+
+METRICS: dict[str, Callable[[Any, Settings], list[Figure]]] = {"labels": label_obedience, "bits": bits_per_token}
 """What `--metrics` may name."""
 
 
@@ -80,6 +100,7 @@ def evaluate(
     seeds: Sequence[int] = (0,),
     steps: int | None = None,
     guidance: float | None = None,
+    temperature: float | None = None,
     ema: str = "default",
     step: int | None = None,
     trust: Iterable[str] = (),
@@ -91,9 +112,9 @@ def evaluate(
     Args:
       workdir: the model's work directory, or a file written by `maskdit.save`, beside which the figures then go.
       metrics: names out of `METRICS`.
-      num: images for each seed.
-      seeds: sampling seeds; each gives a figure.
-      steps, guidance: of the sampler; the model's own by default.
+      num: images for each seed; of held-out ones at most as many as there are.
+      seeds: each gives a figure.
+      steps, guidance, temperature: of the sampler; the model's own by default.
       ema, step, trust: see `maskdit.load`.
 
     Returns:
@@ -102,7 +123,7 @@ def evaluate(
 
     Raises:
       EvaluationError: for an unknown metric, no seeds or no images.
-      LabelsError, ModelError, CheckpointError: for a model that cannot be measured so.
+      LabelsError, LikelihoodError, ModelError, CheckpointError: for a model that cannot be measured so.
     """
     unknown = [name for name in metrics if name not in METRICS]
     if unknown or not metrics:
@@ -111,9 +132,9 @@ def evaluate(
         raise EvaluationError(f"an evaluation takes 1 or more images and seeds, got num={num} and {len(seeds)} seeds")
     root, is_file = epath.Path(workdir), str(workdir).endswith(".npz")
     distributed.agree(verb="evaluate", workdir=str(workdir), metrics=list(metrics), num=num, seeds=list(seeds))
-    distributed.agree(steps=steps, guidance=guidance, ema=ema, step=step, trust=list(trust))
+    distributed.agree(steps=steps, guidance=guidance, temperature=temperature, ema=ema, step=step, trust=list(trust))
     model = load(workdir, ema=ema, step=step, trust=trust)
-    settings = Settings(num, tuple(int(seed) for seed in seeds), steps, guidance)
+    settings = Settings(num, tuple(int(seed) for seed in seeds), steps, guidance, temperature, tuple(trust))
     figures = [figure for name in metrics for figure in METRICS[name](model, settings)]
     if distributed.is_first():
         print(table(figures, settings))
@@ -134,13 +155,16 @@ def table(figures: Sequence[Figure], settings: Settings) -> str:
     """The figures as text: a row for each, a column for each seed, the mean, and what to read it against.
 
     Args:
-      figures: shares; shown in percent.
+      figures: what was measured.
       settings: under which they were measured.
     """
     beside = list(dict.fromkeys(name for figure in figures for name in figure.beside))
     titles = [f"{settings.num} images", *(f"seed {seed}" for seed in settings.seeds), "mean", *beside]
     rows = [
-        [f.name, *map(_percent, (*f.values, float(np.mean(f.values)), *(f.beside.get(name) for name in beside)))]
+        [
+            f.name,
+            *(_shown(value, f.unit) for value in (*f.values, float(np.mean(f.values)), *map(f.beside.get, beside))),
+        ]
         for f in figures
     ]
     widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(titles))]
@@ -151,13 +175,13 @@ def table(figures: Sequence[Figure], settings: Settings) -> str:
         )
         for row in (titles, *rows)
     ]
-    if "classifier" in beside:
-        lines.append("classifier: its own accuracy on emoji that it was not trained on")
-    return "\n".join(lines)
+    return "\n".join([*lines, *dict.fromkeys(figure.note for figure in figures if figure.note)])
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f} {unit}"
 
 
 def _settings(model: Any, settings: Settings) -> dict[str, Any]:
@@ -169,4 +193,5 @@ def _settings(model: Any, settings: Settings) -> dict[str, Any]:
         "sampler": type(sampler).__name__ if sampler is not None else None,
         "steps": getattr(sampler, "steps", None) if settings.steps is None else settings.steps,
         "guidance": getattr(guidance, "weight", None) if settings.guidance is None else settings.guidance,
+        **({} if settings.temperature is None else {"temperature": settings.temperature}),
     }

@@ -23,6 +23,7 @@ from maskdit import references
 from maskdit.contracts import PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
+from maskdit.networks.model import takes_text
 from maskdit.tasks import task as tasks
 from maskdit.training import checkpoint, distributed, evaluation, mesh, placement
 from maskdit.training.precision import on_this_device
@@ -301,6 +302,11 @@ def _check_evaluation(task: Any, run: Run, shapes: dict[str, Any]) -> None:
     model = task.model({"params": {}, "frozen": {}, "state": {}}, run.data.vocabulary)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
         dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance).check()
+        if run.held_out is None and takes_text(task.network):
+            raise TrainingError(
+                "pictures of a model that takes text need texts: set held_out, whose texts they show, or "
+                "--config.evaluation.images=0"
+            )
 
 
 def _evaluation_missing(run: Run, root: epath.Path, first: int) -> bool:
@@ -325,7 +331,7 @@ def _evaluate(
     model = dataclasses.replace(task.model(variables, run.data.vocabulary), config=config, devices=devices)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
         model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance)
-        images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed)
+        images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed, run.held_out)
     if run.evaluation.images and run.held_out is not None and hasattr(model, "reconstruct"):
         images["reconstructions"] = evaluation.reconstruction_grid(model, run.held_out, run.evaluation.images)
     if distributed.is_first():

@@ -1,13 +1,15 @@
 import dataclasses
 
 import pytest
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from maskdit import config
 from maskdit.config import ConfigError, build, from_json, load, override_text, spec, to_json
 from maskdit.networks.maskdit import MaskDiT
 from maskdit.processes.edm import EDM
 from maskdit.processes.times import LogNormal
+from maskdit.samplers.tokens import Confidence
+from maskdit.samplers.unmask import halton, most_confident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,3 +139,13 @@ def test_absl_flags_take_config_files(monkeypatch):
     values(arguments)
     assert values.config.task.network.width == 48
     assert values.config.ema == (0.5,)
+
+
+def test_a_function_is_a_spec_without_fields() -> None:
+    config = spec(Confidence, policy=spec(halton))
+    assert build(from_json(to_json(config))).policy is halton
+    assert build(spec(Confidence)).policy is most_confident
+    with pytest.raises(ConfigError, match="halton is no dataclass, linen module or bare function"):
+        spec(halton, base=2)
+    with pytest.raises(ConfigError, match="outside maskdit"):
+        build(ConfigDict({"target": "os.path:join"}))

@@ -12,8 +12,10 @@ import pytest
 from maskdit import config as configs
 from maskdit.cli import main
 from maskdit.data import latent_shards
+from maskdit.data.emoji import Emoji
 from maskdit.data.encoding import EncodingError
 from maskdit.data.folder import Folder
+from maskdit.data.hashed_words import HashedWords
 from maskdit.data.latent_shards import held
 from maskdit.data.latents import Encoded
 from maskdit.data.loader import Loader
@@ -68,6 +70,27 @@ def assert_whole(folder, source, dtype="float16"):
         both = moments(np.stack([image["image"], image["image"][:, ::-1]]))
         np.testing.assert_allclose(record["moments"], both, rtol=2e-3 if dtype == "float16" else 1e-5, atol=1e-4)
         assert record["label"] == image["label"] and record["moments"].dtype == dtype
+
+
+def test_texts_of_a_config_are_stored_and_a_file_replaces_them(run, tmp_path):
+    (tmp_path / "words.py").write_text(
+        "from maskdit.config import ConfigDict, spec\n"
+        "from maskdit.data.emoji import Emoji\n"
+        "from maskdit.data.hashed_words import HashedWords\n"
+        "from maskdit.data.loader import Loader\n"
+        "def get_config():\n"
+        "    text = spec(HashedWords, tokens=4, width=6)\n"
+        "    return ConfigDict({'data': spec(Loader, source=spec(Emoji, split='val'), size=16, text=text)})\n"
+    )
+    config, settings = str(tmp_path / "words.py"), {"flips": False, "shard_records": 1000, "batch": 64}
+    hashed = Encoded(run(data=config, out=tmp_path / "hashed", **settings))
+    np.testing.assert_array_equal(
+        hashed[7]["text"][0], HashedWords(4, 6).embed(Emoji("val", ("style",)).caption(7))["text"]
+    )
+    assert hashed.manifest["text"] == {"hashed_words": {"tokens": 4, "width": 6}} and not hashed.null
+    np.save(tmp_path / "text.npy", np.ones((520, 2, 3), np.float32))
+    given = Encoded(run(data=config, out=tmp_path / "given", text=str(tmp_path / "text.npy"), **settings))
+    assert given.streams.keys() == {"moments", "text"} and given[519]["text"].shape == (1, 2, 3)
 
 
 def test_each_record_once_with_its_mirror_image(run, pictures, tmp_path):

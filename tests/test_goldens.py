@@ -183,6 +183,11 @@ class Recorded:
     def integers(self, name: str, shape: tuple[int, ...], low: int, high: int) -> Any:
         return self.normal(name, shape)
 
+    def named(self, name: str) -> "Recorded":
+        """The draw of a part: what was recorded under `NAME/...`."""
+        head = f"{name}/"
+        return Recorded({key.removeprefix(head): array for key, array in self.arrays.items() if key.startswith(head)})
+
     def at(self, index: Any) -> "Recorded":
         return Recorded({name: jax.numpy.asarray(array)[index] for name, array in self.arrays.items() if array.ndim})
 

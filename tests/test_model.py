@@ -84,6 +84,21 @@ def test_other_samplers_and_a_weak_model(model, workdir):
     assert not np.array_equal(model.sample(LABELS, count=2, steps=2, guidance=3.0, weak=weak), plain)
 
 
+def test_an_image_is_edited_in_the_latents(model):
+    picture = model.sample(LABELS, count=1, steps=2, seed=9)[0]
+    hole = np.zeros((64, 64), bool)
+    hole[:30, 20:] = True
+    kw = {"steps": 3, "image": picture, "mask": hole}
+    made = model.sample(LABELS, count=3, **kw)
+    np.testing.assert_array_equal(made[:, ~hole], np.broadcast_to(picture[~hole], made[:, ~hole].shape))
+    assert not np.array_equal(made[0][hole], made[1][hole]), "the hole is drawn anew"
+    seen = model.sample(LABELS, count=3, trajectory=True, **kw)
+    assert seen.shape == (3, 3, 64, 64, 3)
+    assert np.abs(seen[:, -1].astype(int) - made).max() <= 1
+    everywhere = model.sample(LABELS, count=2, steps=3, image=picture, mask=np.ones((64, 64), bool))
+    assert np.abs(everywhere.astype(int) - model.sample(LABELS, count=2, steps=3)).max() <= 1
+
+
 @pytest.mark.parametrize(
     ("labels", "kw", "message"),
     [

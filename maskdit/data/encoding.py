@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 
 from maskdit.data.latent_shards import Shards, ShardWriter
-from maskdit.data.latents import LATENTS, TEXT, Stream
+from maskdit.data.latents import LATENTS, Stream
 from maskdit.data.loader import Loader
 
 _AHEAD = 3
@@ -86,8 +86,7 @@ def write_records(
 def _store(job: Job, batch: dict[str, Any], made: list[Any], writer: ShardWriter) -> int:
     """Waits for the devices and writes the records of a batch; gives how many."""
     copies = [np.asarray(copy) for copy in made]
-    texts = {TEXT: [batch[TEXT]]} if TEXT in job.streams else {}
-    arrays = {job.latents: copies, **texts}
+    arrays = {name: copies if name == job.latents else [batch[name]] for name in job.streams}
     labels = job.loader.vocabulary
     rows = np.flatnonzero(batch["index"] >= 0)
     for row in rows:
@@ -109,7 +108,7 @@ def _check_finite(copies: list[np.ndarray], name: str, job: Job, index: int) -> 
     if all(np.isfinite(copy).all() for copy in copies):
         return
     whose = f"the {name} of {job.loader.source.describe(index)}"
-    if name == TEXT:
+    if name != job.latents:
         raise EncodingError(f"{whose} are not finite: make the embeddings again")
     if job.streams[name].dtype == "float16" and not any(np.isnan(copy).any() for copy in copies):
         raise EncodingError(f"{whose} are beyond 65504, the range of float16: encode with float32 into another folder")

@@ -3,8 +3,7 @@
 import dataclasses
 from typing import Any
 
-from maskdit.data.embeddings import Embeddings
-from maskdit.data.latents import TEXT
+from maskdit.data.embeddings import Texts, all_arrays
 from maskdit.data.source import Source, check_record
 from maskdit.data.transforms import centre_crop, resize
 
@@ -18,13 +17,13 @@ class Images:
 
     Attributes:
       source, size, fit: see `Loader`.
-      text: embeddings by record, or None.
+      text: of its records, or None.
     """
 
     source: Source
     size: int
     fit: str
-    text: Embeddings | None = None
+    text: Texts | None = None
 
     def __len__(self) -> int:
         """Number of records."""
@@ -34,7 +33,7 @@ class Images:
         return count
 
     def read(self, index: int, mirrored: bool) -> dict[str, Any]:
-        """Record `index`, mirrored where asked for: `image`, `text`, and a class number for each label.
+        """Record `index`, mirrored where asked for: `image`, the arrays of its text, and a class number for each label.
 
         Raises:
           UnreadableRecord: where it cannot be read.
@@ -43,14 +42,14 @@ class Images:
         record = self.source[index]
         check_record(self.source, index, record)
         image = FITS[self.fit](record["image"], self.size)
-        text = {} if self.text is None else {TEXT: self.text[index]}
+        text = {} if self.text is None else self.text.read(index) | self.text.null
         labels = {name: record[name] for name in self.vocabulary}
         return {"image": image[:, ::-1] if mirrored else image, **text, **labels}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of what `read` gives, by name."""
-        text = {} if self.text is None else {TEXT: (self.text.shape, self.text.dtype)}
+        text = {} if self.text is None else all_arrays(self.text.arrays, self.text.null)
         labels = dict.fromkeys(self.vocabulary, ((), "int32"))
         return {"image": ((self.size, self.size, 3), "uint8"), **text, **labels}
 

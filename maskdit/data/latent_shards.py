@@ -2,15 +2,17 @@
 
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from maskdit.data.latents import MANIFEST, shard_name
+from maskdit.data.latents import EMPTY_TEXT, MANIFEST, shard_name
 
 _OPTIONS = "group_size:1,uncompressed"  # one record at a time is read; latents hardly compress
 _UNFINISHED = ".unfinished-"
@@ -135,13 +137,18 @@ def write_manifest(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     Raises:
       OSError: where it cannot be written.
     """
-    path = folder / f"{_UNFINISHED}{MANIFEST}"
-    with path.open("w") as file:
-        file.write(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    path.replace(folder / MANIFEST)
-    _to_disk(folder)
+    _write_whole(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def write_empty_text(folder: pathlib.Path, null: Mapping[str, np.ndarray]) -> None:
+    """Writes the embeddings of the empty text, whole or not at all.
+
+    Raises:
+      OSError: where they cannot be written.
+    """
+    packed = io.BytesIO()
+    np.savez(packed, **null)  # type: ignore[arg-type]
+    _write_whole(folder / EMPTY_TEXT, packed.getvalue())
 
 
 def remove_unfinished(folder: pathlib.Path) -> None:
@@ -179,6 +186,16 @@ def _count(path: pathlib.Path) -> int:
             reader.close()
     except (RuntimeError, OSError):
         return -1
+
+
+def _write_whole(path: pathlib.Path, data: bytes) -> None:
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}")
+    with unfinished.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    _to_disk(path.parent)
 
 
 def _to_disk(path: pathlib.Path) -> None:

@@ -4,7 +4,8 @@ A folder holds `manifest.json` and shards `latents-00000-of-00004.array_record` 
 order. A record is a msgpack map: a class number for each label, the bytes of each stream's array, and `name` where it
 was asked for; or `unreadable`, why the source could not read it, so that numbers stay those of the source. Streams are
 named arrays: one of `moments` (mean and log variance of a posterior, before scale and shift), `values` (latents as a
-generator sees them) and `ids`, each of the image and of its mirror image; and `text`, embeddings.
+generator sees them) and `ids`, each of the image and of its mirror image; and those of its text: `text`, `pooled` and
+`scalar/NAME`. The embeddings of the empty text stand once in the folder, in `empty_text.npz`.
 """
 
 import dataclasses
@@ -20,12 +21,14 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from maskdit.data.array_record import SUFFIX
+from maskdit.data.embeddings import all_arrays, is_text
 from maskdit.data.source import DataError, Record, UnreadableRecord, fields_only
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 LATENTS = ("moments", "values", "ids")
-TEXT = "text"
+EMPTY_TEXT = "empty_text.npz"
+"""`null_text` and `null_pooled`, named in the manifest."""
 _KEYS = ("tokenizer", "checksum", "latent", "size", "fit", "flips", "labels", "source", "records", "shards", "done")
 
 
@@ -119,6 +122,7 @@ class Encoded:
             if "unreadable" in fields:
                 raise UnreadableRecord(name, fields["unreadable"])
             arrays = {stream: how.unpack(fields[stream]) for stream, how in self.streams.items()}
+            self._check_ids(name, arrays)
             return {**arrays, **{label: int(fields[label]) for label in self.vocabulary}}
         except KeyError as error:
             raise UnreadableRecord(name, f"no {error} in the record") from error
@@ -126,17 +130,32 @@ class Encoded:
             raise UnreadableRecord(name, str(error).split("\n")[0]) from error
 
     def read(self, index: int, mirrored: bool) -> dict[str, Any]:
-        """Record `index`: each stream's array, of the mirror image where asked for, and a class number per label."""
-        record = self[index]
+        """Record `index`: each stream's array, of the mirror image where asked for, and a class number per label; the
+        empty text's embeddings too where there are any."""
+        record = self[index] | self.null
         return record | {name: record[name][int(mirrored and how.copies > 1)] for name, how in self.streams.items()}
 
     @property
     def arrays(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of what `read` gives, by name; ids come as int32."""
-        return {
-            **{name: (how.shape, "int32" if name == "ids" else how.dtype) for name, how in self.streams.items()},
-            **dict.fromkeys(self.vocabulary, ((), "int32")),
-        }
+        streams = {name: (how.shape, "int32" if name == "ids" else how.dtype) for name, how in self.streams.items()}
+        return all_arrays(streams, self.null) | dict.fromkeys(self.vocabulary, ((), "int32"))
+
+    @functools.cached_property
+    def null(self) -> dict[str, np.ndarray]:
+        """`null_text` and `null_pooled`, the embeddings of the empty text, where there are any."""
+        names = (self.manifest.get("text") or {}).get("null", ())
+        if not names:
+            return {}
+        path = os.path.join(self.path, EMPTY_TEXT)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {name: file[name] for name in names}
+        except (OSError, ValueError, EOFError, KeyError) as error:
+            raise DataError(
+                f"'{path}', the embeddings of the empty text, cannot be read ({error}): copy it again, or run the same "
+                "`maskdit encode` command again"
+            ) from error
 
     @functools.cached_property
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
@@ -187,7 +206,7 @@ class Encoded:
                 f"'{self.path}' has no mirrored copies and data.flip is on: set --config.data.flip=false, or "
                 "encode with --flips"
             )
-        if text and TEXT not in self.streams:
+        if text and not any(is_text(name) for name in self.streams):
             raise DataError(f"data.text is set and '{self.path}' has no text: encode with --text FILE")
         theirs, split = manifest["source"], getattr(source, "split", None)
         same = theirs.get("target") == f"{type(source).__module__}:{type(source).__qualname__}"
@@ -226,6 +245,12 @@ class Encoded:
                     f"the latents in '{self.path}' were made by {theirs} with {name} {manifest['latent'][name]}; this "
                     f"run's tokenizer, {ours}, has {name} {value}: set it to theirs, or encode the data again"
                 )
+
+    def _check_ids(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Refuses ids that the tokenizer does not have: a network would take them for masks, or read past its table."""
+        codes = self.manifest["latent"].get("vocabulary")
+        if codes is not None and "ids" in arrays and (arrays["ids"] >= codes).any():
+            raise UnreadableRecord(name, f"token id {arrays['ids'].max()}, the tokenizer has 0 to {codes - 1}")
 
     @functools.cached_property
     def _records(self) -> ArrayRecordDataSource:

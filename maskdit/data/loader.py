@@ -17,9 +17,10 @@ import numpy as np
 from absl import flags
 
 from maskdit.data.batches import Batch, Batches
-from maskdit.data.embeddings import Embeddings
+from maskdit.data.embeddings import DECODER_TEXT, NULL, POOLED, TEXT, Embeddings, Texts
+from maskdit.data.hashed_words import HashedWords
 from maskdit.data.images import FITS, Images
-from maskdit.data.latents import TEXT, Encoded
+from maskdit.data.latents import Encoded
 from maskdit.data.source import RESERVED, DataError, Source, UnreadableRecord, fields_only
 from maskdit.data.transforms import flips
 
@@ -43,7 +44,8 @@ class Loader:
       prefetch: batches kept ready, in each worker where there are workers.
       latents: a folder that `maskdit encode` has made of the source: batches hold latents in place of images, and the
         source is not read. It must have been made with the same `size` and `fit`.
-      text: a file of text embeddings with a row for each record, see `maskdit.data.embeddings.Embeddings`.
+      text: a file of text embeddings with a row for each record, see `maskdit.data.embeddings.Embeddings`; or hashed
+        words of the source's captions. With `latents`, those that the folder holds are taken.
 
     Raises:
       DataError: for a field out of its range.
@@ -58,7 +60,7 @@ class Loader:
     workers: int = 0
     prefetch: int = 4
     latents: str | None = None
-    text: str | None = None
+    text: str | HashedWords | None = None
 
     __getstate__ = fields_only
 
@@ -81,12 +83,22 @@ class Loader:
         Raises:
           DataError: where the folder or the file of texts does not go with the other fields.
         """
-        text = None if self.text is None else Embeddings(self.text)
         if self.latents is None:
-            return Images(self.source, self.size, self.fit, text)
+            return Images(self.source, self.size, self.fit, self.texts)
         folder = Encoded(self.latents)
-        folder.check(size=self.size, fit=self.fit, flip=self.flip, text=text is not None, source=self.source)
+        folder.check(size=self.size, fit=self.fit, flip=self.flip, text=self.text is not None, source=self.source)
         return folder
+
+    @functools.cached_property
+    def texts(self) -> Texts | None:
+        """The embedded texts of the source's records, where `text` is set.
+
+        Raises:
+          DataError: for hashed words of a source without captions.
+        """
+        if self.text is None:
+            return None
+        return Embeddings(self.text) if isinstance(self.text, str) else self.text.of(self.source)
 
     def check_tokenizer(self, tokenizer: Any, variables: Any) -> None:
         """Refuses a folder of latents that another tokenizer has made; does nothing where images are read.
@@ -109,9 +121,11 @@ class Loader:
 
         Each is a dict of `image` uint8 `[b, size, size, 3]`, a class number int32 `[b]` for each label, `row` int32
         `[b]` (the row's number in the global batch), and `replaced`, an int for the host: how many of these rows show
-        another record because theirs could not be read. Such a row takes the next record of the pass. `text`
-        `[b, T, D]` comes with them where it is set. With `latents`, `moments`, `values` or `ids` stands in place of
-        `image`, as it is stored (ids as int32), of the mirror image where the image would be mirrored.
+        another record because theirs could not be read. Such a row takes the next record of the pass. Texts
+        come with them as `text` `[b, T, D]`, `pooled` `[b, P]`, numbers `scalar/NAME` `[b]`, and `null_text` and
+        `null_pooled`, repeated for each row, as far as there are such. With `latents`, `moments`, `values` or `ids`
+        stands in place of `image`, as it is stored (ids as int32), of the mirror image where the image would be
+        mirrored.
 
         Args:
           seed: 0 to 2**32 - 1.
@@ -195,7 +209,7 @@ class Loader:
     def _iterate(
         self, made: grain.MapDataset, workers: int, saying: str = "unreadable record, the next one takes its place: %s"
     ) -> Batches:
-        reserved = {*RESERVED, TEXT} if self.text else {*RESERVED}
+        reserved = {*RESERVED, TEXT, POOLED, DECODER_TEXT, *NULL} if self.text else {*RESERVED}
         if taken := set(self.vocabulary) & reserved:
             raise DataError(f"the source calls a label '{min(taken)}', a name with another use in a batch: rename it")
         buffer = self.prefetch if self.threads else 0

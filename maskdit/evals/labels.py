@@ -34,8 +34,7 @@ def obeyed(
     num: int = 256,
     seed: int = 0,
     batch: int = 64,
-    steps: int | None = None,
-    guidance: float | None = None,
+    **sampling: Any,
 ) -> dict[str, float]:
     """Shares of samples that the classifier gives the label they were made for.
 
@@ -47,7 +46,7 @@ def obeyed(
       num: number of samples.
       seed: of the samples.
       batch: samples made at once.
-      steps, guidance: of the sampler; the model's own by default.
+      **sampling: `steps`, `guidance` and `temperature` of the model's `sample`.
 
     Returns:
       Label name -> share, for the labels that both know.
@@ -60,7 +59,7 @@ def obeyed(
     if num < 1:
         raise LabelsError(f"num is the number of images for each seed, 1 or more; got {num}")
     asked = fixed_labels(model.vocabulary, list(model.task.network.classes), num)
-    images = model.sample(asked, count=num, seed=seed, batch=batch, steps=steps, guidance=guidance)
+    images = model.sample(asked, count=num, seed=seed, batch=batch, **sampling)
     seen = classifier.classify(images)
     known = {name: np.asarray(classifier.vocabulary[name]) for name in names}
     return {name: float(np.mean(known[name][seen[name]] == np.asarray(asked[name]))) for name in names}

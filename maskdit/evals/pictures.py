@@ -1,4 +1,4 @@
-"""Pictures of runs: grids of images, PNG files, loss curves."""
+"""Pictures of runs: grids of images, PNG and GIF files, loss curves."""
 
 import io
 import json
@@ -55,6 +55,40 @@ def pairs(images: np.ndarray, others: np.ndarray, columns: int) -> np.ndarray:
     first[: len(images)], second[: len(others)] = images, others
     cut = (rows, columns, *images.shape[1:])
     return grid(np.stack([first.reshape(cut), second.reshape(cut)], 1).reshape(-1, *images.shape[1:]), columns)
+
+
+def strip(frames: np.ndarray) -> np.ndarray:
+    """Lays out how images came to be: a row for each image, a column for each step.
+
+    Args:
+      frames: uint8 `[N, steps, H, W, 3]`.
+    """
+    return grid(frames.reshape(-1, *frames.shape[2:]), columns=frames.shape[1])
+
+
+def save_gif(path: str | os.PathLike[str], frames: np.ndarray, seconds: float = 3.0, rest: float = 1.5) -> None:
+    """Writes an animation that starts over at its end, local or `gs://`; the folder must exist.
+
+    Args:
+      path: the GIF file.
+      frames: uint8 `[T, H, W, 3]`; each frame has 256 colours of its own.
+      seconds: how long all frames take together; one takes 0.04 to 0.4 seconds.
+      rest: how much longer the last one stays, in seconds.
+
+    Raises:
+      ValueError: for frames of another type or shape.
+    """
+    frames = np.asarray(frames)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not len(frames):
+        raise ValueError(
+            f"an animation is made of uint8 frames [T, H, W, 3], T > 0; got {frames.dtype} {list(frames.shape)}"
+        )
+    each = round(1000 * min(max(seconds / len(frames), 0.04), 0.4))
+    times = [each] * (len(frames) - 1) + [each + round(1000 * rest)]
+    first, *others = (Image.fromarray(frame) for frame in frames)
+    encoded = io.BytesIO()
+    first.save(encoded, "GIF", save_all=True, append_images=others, duration=times, loop=0)
+    epath.Path(path).write_bytes(encoded.getvalue())
 
 
 def save_png(path: str | os.PathLike[str], image: np.ndarray) -> None:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Cond, example_image
+from maskdit.contracts import example_cond, example_image, example_input
 from maskdit.encoders.convnext import ConvNeXt
 from maskdit.encoders.lpips import LPIPS
 from maskdit.interop import (
@@ -23,21 +23,33 @@ from maskdit.interop import (
     discriminator,
     dit,
     dit_diffusers,
+    enat,
     llamagen_vq,
     lpips,
     maskdit,
+    maskgen,
     maskgit_vqgan,
+    meissonic,
+    rar,
     softvq,
     titok,
+    titok_generator,
     vae,
     var_vqvae,
+    vq_diffusers,
 )
 from maskdit.interop.rules import LayoutError, PyTree, Table, TableError, export_params, import_params, taken
 from maskdit.interop.state_file import State
 from maskdit.interop.tensors import Tensor, printable
 from maskdit.networks.discriminators import BlurDiscriminator
 from maskdit.networks.dit import DiT
+from maskdit.networks.enat import ENAT
 from maskdit.networks.maskdit import MaskDiT
+from maskdit.networks.maskgen import MaskGen
+from maskdit.networks.maskgit import MaskGIT
+from maskdit.networks.meissonic import Meissonic
+from maskdit.networks.rar import RAR
+from maskdit.networks.uvit_bert import UViTBert
 from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskdit.tokenizers.quantize.multiscale import MultiScaleVQ
 from maskdit.tokenizers.softvq import SoftVQVAE
@@ -116,6 +128,27 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
         ),
     ),
     MaskDiT: (Layout(REFERENCE, _by_arguments(maskdit.table, maskdit.to_reference)),),  # `model.` is part of its names
+    ENAT: (Layout(REFERENCE, _by_arguments(enat.table, enat.to_reference)),),
+    # `model.` is part of these names too
+    MaskGIT: (Layout(REFERENCE, _by_arguments(titok_generator.table, titok_generator.to_reference)),),
+    UViTBert: (
+        Layout(
+            REFERENCE,
+            _by_arguments(titok_generator.table, titok_generator.to_reference),
+            strip=(*WRAPPERS, "model."),
+        ),
+    ),
+    RAR: (Layout(REFERENCE, _by_arguments(rar.table, rar.to_reference)),),
+    MaskGen: (Layout(REFERENCE, _by_arguments(maskgen.table, maskgen.to_reference)),),
+    Meissonic: (
+        Layout(
+            REFERENCE,
+            _by_arguments(meissonic.table, meissonic.to_reference),
+            meissonic.to_config,
+            meissonic.HELD,
+            strip=(*WRAPPERS, "transformer."),
+        ),
+    ),
     VAE: (
         Layout(
             REFERENCE,
@@ -152,7 +185,16 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
         Layout(REFERENCE, _by_arguments(maskgit_vqgan.table, maskgit_vqgan.to_reference)),
         Layout(TAMING, _by_arguments(maskgit_vqgan.table, maskgit_vqgan.to_taming)),
     ),
-    VQGAN: (Layout(REFERENCE, _vqgan),),
+    VQGAN: (
+        Layout(REFERENCE, _vqgan),
+        Layout(
+            DIFFUSERS,
+            _by_arguments(vq_diffusers.table, vq_diffusers.to_reference),
+            vq_diffusers.to_reference,
+            vq_diffusers.HELD,
+            strip=(*WRAPPERS, "vqvae."),
+        ),
+    ),
     BlurDiscriminator: (
         # in training checkpoints it stands in the module of the losses
         Layout(REFERENCE, _by_arguments(discriminator.table, discriminator.to_reference), below="discriminator."),
@@ -301,6 +343,5 @@ def parameter_shapes(module: Any) -> PyTree:
     if not hasattr(module, "layout"):
         inputs: tuple[Any, ...] = (example_image(module),)
     else:
-        labels = {name: jnp.zeros((1,), jnp.int32) for name in module.classes}
-        inputs = (jnp.zeros((1, *module.layout.shape)), jnp.zeros((1,)), Cond(labels=labels))
+        inputs = (example_input(module.layout), jnp.zeros((1,)), example_cond(module))
     return unboxed(jax.eval_shape(module.init, jax.random.key(0), *inputs))["params"]

@@ -70,6 +70,8 @@ def to_reference(network: VQGAN) -> dict[str, Any]:
             isinstance(quantize, VQ) and quantize.bridge is None,
             f"the quantizer {type(quantize).__name__}, not VQ, or one with a bridge",
         ),
+        (network.middle_attention, "no attention in its middle (middle_attention=False)"),
+        (not network.unit_range, "images in [0, 1] inside (unit_range=True)"),
         (network.patch == 1, f"patches of {network.patch} x {network.patch} pixels before its first level"),
         (network.groups == GROUPS, f"{network.groups} groups in its norms, not {GROUPS}"),
         (network.quant_kernel == 1, f"{network.quant_kernel}x{network.quant_kernel} convolutions at the quantizer"),

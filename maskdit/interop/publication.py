@@ -31,7 +31,7 @@ class Published:
       where: how to get the file where there is no source.
       generator: the config of a generator, `NAME:variant`; empty for a tokenizer.
       overrides: entries of that config that are different here: path -> value.
-      vae: the name here of a generator's VAE.
+      tokenizer: the name here of a generator's tokenizer.
       note: what else one should know.
     """
 
@@ -51,7 +51,7 @@ class Published:
     where: str = ""
     generator: str = ""
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    vae: str = ""
+    tokenizer: str = ""
     note: str = ""
 
     def spec(self) -> ConfigDict:

@@ -3,7 +3,15 @@
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.interop import dit, maskdit, published_encoders, published_titok, published_vae, published_vqgan
+from maskdit.interop import (
+    dit,
+    maskdit,
+    published_encoders,
+    published_generators,
+    published_titok,
+    published_vae,
+    published_vqgan,
+)
 from maskdit.interop.publication import Published
 
 _XL = {"depth": 28, "hidden_size": 1152, "patch_size": 2, "num_heads": 16, "mlp_ratio": 4.0, "num_classes": 1000}
@@ -25,7 +33,7 @@ def _dit(resolution: int, fid: str) -> Published:
         also=(f"hf://facebook/DiT-XL-2-{resolution}",),
         prefer=tuple(f"transformer/diffusion_pytorch_model.{kind}" for kind in ("safetensors", "bin")),
         generator=f"dit_imagenet{resolution}:XL/2",
-        vae="sd-vae-ft-ema",
+        tokenizer="sd-vae-ft-ema",
         note="the authors' demo takes guidance 4",
     )
 
@@ -45,7 +53,7 @@ def _maskdit(resolution: int, guided: bool, file: str, fid: str) -> Published:
         generator=f"maskdit_imagenet{resolution}:XL/2",
         prefer=(f"checkpoints/{file}",),
         overrides={} if guided else {"guidance.weight": 1.0},
-        vae="sd-vae-ft-ema",
+        tokenizer="sd-vae-ft-ema",
     )
 
 
@@ -56,6 +64,7 @@ _ALL = (
     _maskdit(256, False, "imagenet256-ckpt-best_without_guidance.pt", "5.69"),
     _maskdit(512, True, "1080000.pt", "2.50"),
     _maskdit(512, False, "1050000.pt", "10.79"),
+    *published_generators.ENTRIES,
     *published_titok.ENTRIES,
     *published_vae.ENTRIES,
     *published_vqgan.ENTRIES,
@@ -85,15 +94,21 @@ def _described(entry: Published) -> str:
 
 def _becomes(entry: Published) -> str:
     if entry.generator:
-        return f"the config {entry.generator}, with the VAE {entry.vae}"
+        return f"the config {entry.generator}, with the tokenizer {entry.tokenizer}"
     tokenizer = f"a tokenizer ({entry.spec().target.rpartition(':')[2]})"
     return tokenizer if entry.part == "tokenizer" else "an encoder, for losses and measures"
 
 
 def _sampling(config: ConfigDict) -> str:
     """The sampler and guidance of a config, in words."""
-    sampler = config.sampler[configs.TARGET].rpartition(":")[2]
-    weight, channels = config.guidance.weight, config.guidance.channels
-    which = "all channels" if channels is None else f"the first {channels} channels"
-    guidance = "no guidance" if weight == 1 else f"guidance {weight:g} of {which}"
-    return f"{sampler}, {config.sampler.steps} steps, {guidance}"
+    sampler, guidance = config.sampler, config.guidance
+    words = [sampler[configs.TARGET].rpartition(":")[2]]
+    words.append(f"{sampler.steps} steps" if sampler.get("steps") else "a step for each token")
+    if guidance is None or guidance.weight == 1:
+        return ", ".join([*words, "no guidance"])
+    told = f"guidance {guidance.weight:g}"
+    if guidance.schedule != "constant":
+        told = f"guidance up to {guidance.weight:g} ({guidance.schedule})"
+    if "vocabulary" not in config.task.network:
+        told += " of all channels" if guidance.channels is None else f" of the first {guidance.channels} channels"
+    return ", ".join([*words, told])

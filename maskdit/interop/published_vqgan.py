@@ -1,9 +1,9 @@
-"""Published convolutional tokenizers with codes: those of MaskGIT, MAGE, LlamaGen and VAR."""
+"""Published convolutional tokenizers with codes: those of MaskGIT, MAGE, LlamaGen, VAR and Meissonic."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from maskdit.interop import llamagen_vq, maskgit_vqgan, var_vqvae
+from maskdit.interop import llamagen_vq, maskgit_vqgan, var_vqvae, vq_diffusers
 from maskdit.interop.publication import Published
 
 _HUB = "https://huggingface.co"
@@ -123,6 +123,26 @@ ENTRIES = (
     _llamagen("llamagen-vq-16", "vq_ds16_c2i.pt", (1, 1, 2, 2, 4), "16 x smaller, 16384 codes, trained on ImageNet"),
     _llamagen("llamagen-vq-8", "vq_ds8_c2i.pt", (1, 2, 2, 4), "8 x smaller, 16384 codes, trained on ImageNet"),
     _llamagen("llamagen-vq-16-t2i", "vq_ds16_t2i.pt", (1, 1, 2, 2, 4), "16 x smaller, tuned on images with text"),
+    Published(
+        name="meissonic-vq-f16",
+        about="VQGAN of aMUSEd as Meissonic ships it, 16 x smaller, 8192 codes",
+        paper="2401.01808",
+        file="diffusion_pytorch_model.safetensors",
+        source=f"{_HUB}/MeissonFlow/Meissonic/resolve/main/vqvae/diffusion_pytorch_model.safetensors",
+        licence="unverified",
+        reference={
+            "block_out_channels": (128, 256, 256, 512, 768),
+            "layers_per_block": 2,
+            "latent_channels": 64,
+            "num_vq_embeddings": 8192,
+            "norm_num_groups": 32,
+            "mid_block_add_attention": False,
+        },
+        from_reference=vq_diffusers.from_reference,
+        resolution=1024,
+        prefer=("vqvae/diffusion_pytorch_model.safetensors",),
+        note="its sizes are those of aMUSEd's",
+    ),
     _var(256, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)),
     _var(512, (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)),
 )

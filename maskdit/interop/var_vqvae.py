@@ -71,6 +71,8 @@ def to_reference(network: VQGAN) -> dict[str, Any]:
             network.decoder_channels in (None, network.channels),
             f"a decoder of {network.decoder_channels} channels, other than the encoder's",
         ),
+        (network.middle_attention, "no attention in its middle (middle_attention=False)"),
+        (not network.unit_range, "images in [0, 1] inside (unit_range=True)"),
         (network.patch == 1, f"patches of {network.patch} x {network.patch} pixels before its first level"),
         (network.groups == GROUPS, f"{network.groups} groups in its norms, not {GROUPS}"),
         (

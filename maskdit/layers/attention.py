@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,7 +29,9 @@ _SPLASH_BLOCK = 512  # tokens in the largest block; not tuned on a TPU
 _log = logging.getLogger(__name__)
 
 
-def attention(q: Array, k: Array, v: Array, *, backend: str = "auto", causal: bool = False) -> Array:
+def attention(
+    q: Array, k: Array, v: Array, *, backend: str = "auto", causal: bool = False, drop: Array | None = None
+) -> Array:
     """`softmax(q k^T / sqrt(D)) v` for `q` `[B, N, H, D]`, `k` and `v` `[B, M, H, D]`: `[B, N, H, D]`.
 
     The softmax is taken in float32. The fused kernels have no forward mode (`jax.jvp`): inside
@@ -44,12 +47,14 @@ def attention(q: Array, k: Array, v: Array, *, backend: str = "auto", causal: bo
         fastest that the platform, the dtype and the shape allow. A backend that does not fit is replaced by `xla`, with
         a line in the log.
       causal: whether query i sees the keys up to i only; `xla` computes it, whatever `backend`.
+      drop: factors of the softmax's weights, `[B, H, N, M]`, as `maskdit.layers.dropout.factors` gives them; `xla`
+        computes it, whatever `backend`. None for no dropout.
 
     Raises:
       ValueError: for another backend name.
     """
-    if causal:
-        return _xla(q, k, v, causal=True)
+    if causal or drop is not None:
+        return _xla(q, k, v, causal, drop)
     chosen = choose(backend, platform(), str(q.dtype), q.shape[1], k.shape[1], q.shape[-1], plain())
     if chosen == "cudnn":
         return _on_mesh(functools.partial(jax.nn.dot_product_attention, implementation="cudnn"), q, k, v)
@@ -58,7 +63,7 @@ def attention(q: Array, k: Array, v: Array, *, backend: str = "auto", causal: bo
     return _xla(q, k, v)
 
 
-def _xla(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
+def _xla(q: Array, k: Array, v: Array, causal: bool = False, drop: Array | None = None) -> Array:
     # Divides by the softmax's sum after the product with v, which is D / M of the work. The sum comes from a product
     # with ones: on a CPU one of its own, a tenth faster than softmax, forward and backward; elsewhere as one more
     # channel of v, which costs nothing where heads are padded to 128 channels, while a sum reads all weights again.
@@ -66,8 +71,9 @@ def _xla(q: Array, k: Array, v: Array, causal: bool = False) -> Array:
     if causal:
         logits = jnp.where(jnp.tri(q.shape[1], k.shape[1], dtype=bool), logits, -jnp.inf)
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-    if by_hand():
+    if by_hand() or drop is not None:  # the sum is of the weights before they are dropped
         total = weights @ jnp.ones((weights.shape[-1], 1), jnp.float32)  # [B, H, N, 1]
+        weights = weights if drop is None else weights * drop
         out = jnp.einsum("bhnm,bmhd->bhnd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
     else:
         wide = jnp.concatenate([v, jnp.ones((*v.shape[:-1], 1), v.dtype)], axis=-1)  # [B, M, H, D + 1]
@@ -186,6 +192,7 @@ class SelfAttention(nn.Module):
       dtype: dtype of the products.
       backend, causal: see `attention`.
       qkv_bias: whether queries, keys and values have a bias.
+      kernel_init: initialiser of both weights.
     """
 
     heads: int
@@ -193,14 +200,16 @@ class SelfAttention(nn.Module):
     backend: str = "auto"
     causal: bool = False
     qkv_bias: bool = True
+    kernel_init: Callable[..., Any] = nn.initializers.xavier_uniform()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps tokens `[B, N, D]` to `[B, N, D]`."""
+    def __call__(self, x: Array, drop: Array | None = None) -> Array:
+        """Maps tokens `[B, N, D]` to `[B, N, D]`; `drop` `[B, heads, N, N]` as in `attention`."""
         batch, tokens, width = x.shape
         if width % self.heads:
             raise ValueError(f"a width of {width} does not divide into {self.heads} heads: change one of them")
-        joined = Linear(3 * width, self.qkv_bias, self.dtype, axes=("embed", "heads"), parts=3, name="qkv")
+        fields: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        joined = Linear(3 * width, self.qkv_bias, axes=("embed", "heads"), parts=3, name="qkv", **fields)
         q, k, v = (part.reshape(batch, tokens, self.heads, -1) for part in joined(x))  # [B, N, H, d]
-        out = attention(q, k, v, backend=self.backend, causal=self.causal).reshape(batch, tokens, width)
-        return Linear(width, dtype=self.dtype, axes=("heads", "embed"), name="proj")(out)
+        out = attention(q, k, v, backend=self.backend, causal=self.causal, drop=drop).reshape(batch, tokens, width)
+        return Linear(width, axes=("heads", "embed"), name="proj", **fields)(out)

@@ -1,5 +1,7 @@
 """Rotary embeddings of places (RoPE, Su et al. 2021, arXiv 2104.09864), for tokens on a grid."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -22,10 +24,23 @@ def axial_angles(grid: tuple[int, int], channels: int, theta: float = 10000.0) -
     """
     if channels % 4:
         raise ValueError(f"places on a grid need heads whose channels divide by 4, not {channels}: change the heads")
-    pairs = channels // 4
-    frequency = theta ** (-np.arange(pairs, dtype=np.float64) / pairs)
     row, column = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    parts = [place.reshape(-1, 1) * frequency for place in (row, column)]
+    return place_angles(np.stack([row.ravel(), column.ravel()], axis=1), (channels // 2, channels // 2), theta)
+
+
+def place_angles(places: np.ndarray, channels: Sequence[int], theta: float = 10000.0) -> np.ndarray:
+    """The angles of tokens at any places, `[N, sum(channels) / 2]` float32.
+
+    Pair k of the n pairs of an axis turns by `theta ** (-k / n)` per place; the axes' pairs stand one after the other.
+
+    Args:
+      places: of each token along each axis, `[N, axes]`.
+      channels: of a head, for each axis: two for each pair.
+      theta: base of the frequencies.
+    """
+    pairs = [count // 2 for count in channels]
+    frequencies = [theta ** (-np.arange(count, dtype=np.float64) / count) for count in pairs]
+    parts = [places[:, axis, None] * frequency for axis, frequency in enumerate(frequencies)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 

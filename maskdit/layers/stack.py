@@ -38,6 +38,7 @@ def run_stack(
     remat: str,
     dtype: str = "float32",
     taps: Set[str] = frozenset(),
+    each: Any = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Runs `x, inner = block(x, *args)` over named blocks of one parent; to be called inside its `compact` method.
 
@@ -49,6 +50,8 @@ def run_stack(
       remat: a name of `REMAT`.
       dtype: dtype to which stacked parameters are cast (the blocks' compute dtype), before they are gathered.
       taps: inner values to return: `NAME` (the block's output) or `NAME.KEY` (its `inner[KEY]`), which cut a segment.
+      each: a tree of arrays with one entry per block along their first axis, such as a draw; a block gets its entry
+        after `args`. None for nothing.
 
     Returns:
       The output of the last block, and the taps.
@@ -60,18 +63,25 @@ def run_stack(
         raise ValueError(f"there is no remat policy '{remat}': use one of {tuple(REMAT)}")
     tapped = {name.split(".")[0] for name in taps}
     found: dict[str, Array] = {}
-    x = hold_rows(x)
+    x, place = hold_rows(x), 0
     with gathering(again=remat == "weights"):
         for _, group in itertools.groupby(blocks, key=lambda block: _kind(block, tapped)):
             segment = list(group)
             if scan and len(segment) > 1 and not segment[0].is_initializing():
-                x = _scanned(segment, x, args, remat, dtype)
+                x = _scanned(segment, x, args, _entries(each, slice(place, place + len(segment))), remat, dtype)
+                place += len(segment)
                 continue
             for block in segment:
-                x, inner = _one(block, x, args, remat, block.name in tapped)
+                own = () if each is None else (_entries(each, place),)
+                x, inner = _one(block, x, (*args, *own), remat, block.name in tapped)
+                place += 1
                 values = {block.name: x} | {f"{block.name}.{key}": value for key, value in inner.items()}
                 found |= {name: value for name, value in values.items() if name in taps}
     return x, found
+
+
+def _entries(each: Any, place: int | slice) -> Any:
+    return jax.tree.map(lambda array: array[place], each)
 
 
 def _kind(block: nn.Module, tapped: Set[str]) -> Any:
@@ -94,15 +104,16 @@ def _one(block: nn.Module, x: Array, args: Any, remat: str, tapped: bool) -> tup
     return call(block, x, *args)
 
 
-def _scanned(segment: Sequence[nn.Module], x: Array, args: Any, remat: str, dtype: str) -> Array:
+def _scanned(segment: Sequence[nn.Module], x: Array, args: Any, each: Any, remat: str, dtype: str) -> Array:
     params = [meta.unbox(block.variables["params"]) for block in segment]
     stacked = jax.tree.map(lambda *leaves: jnp.stack([leaf.astype(dtype) for leaf in leaves]), *params)
     pure = segment[0].clone(parent=None)
 
-    def body(x: Array, params: Any) -> tuple[Array, None]:
-        x, _ = pure.apply({"params": params}, x, *args)
+    def body(x: Array, entry: Any) -> tuple[Array, None]:
+        params, own = entry
+        x, _ = pure.apply({"params": params}, x, *args, *(() if each is None else (own,)))
         return hold_rows(x), None
 
     if REMAT[remat] is not None:
         body = jax.checkpoint(body, policy=REMAT[remat], prevent_cse=False)
-    return jax.lax.scan(body, x, stacked)[0]
+    return jax.lax.scan(body, x, (stacked, each))[0]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maskdit.contracts import Cond, Draw, Layout, Prediction, null_labels
+from maskdit.contracts import Cond, Draw, Layout, Prediction, null_condition
 from maskdit.layers.attention import SelfAttention
 from maskdit.layers.embed import LabelEmbed, TimeEmbed, sincos_2d
 from maskdit.layers.linear import Linear
@@ -156,7 +156,7 @@ class DiT(nn.Module):
         """
         if self.classes and not self.label_null:
             raise ValueError("this network has no null label (label_null=False): train one with label_null=True")
-        return null_labels(cond, self.classes)
+        return null_condition(cond, self.classes)
 
     def macs(self, keep: int | None = None) -> int:
         """Multiply-adds of one example's forward pass with `keep` tokens, or all; embedding look-ups count nothing."""

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from maskdit.contracts import Cond, Draw, Layout, Prediction, null_labels
+from maskdit.contracts import Cond, Draw, Layout, Prediction, null_condition
 from maskdit.layers.embed import sincos_2d
 from maskdit.layers.patch import removed, scatter_tokens
 from maskdit.layers.stack import run_stack
@@ -87,7 +87,7 @@ class MaskDiT(nn.Module):
 
     def null(self, cond: Cond) -> Cond:
         """The condition with every label dropped."""
-        return null_labels(cond, self.classes)
+        return null_condition(cond, self.classes)
 
     def macs(self, keep: int | None = None) -> int:
         """Multiply-adds of one example's forward pass with `keep` encoder tokens, or all; look-ups count nothing."""

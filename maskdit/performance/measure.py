@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from maskdit import config as configs
+from maskdit.performance.costs import plan_name
 from maskdit.performance.peaks import chip, mfu, training_flops
 from maskdit.performance.report import Figure
 from maskdit.performance.subject import Started, Subject
@@ -290,8 +291,8 @@ def _share(speeds: Spread, macs: int, peak: float) -> Spread:
 
 
 def _tokens(subject: Subject) -> str:
-    keep = subject.plan.keep
-    return f"{keep} tokens kept at step {subject.at}" if keep else "all tokens"
+    name = plan_name(subject.plan)
+    return f"{name} at step {subject.at}" if name else "all tokens"
 
 
 def _start_figures(started: Started, later: Compilations) -> list[Figure]:

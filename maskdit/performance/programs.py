@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from maskdit.contracts import Plan, PyTree
+from maskdit.contracts import PyTree, example_cond
 from maskdit.draw import Draw
 from maskdit.layers.platform import compiling_for
+from maskdit.performance.costs import image_side, plan_name, training_macs
 from maskdit.tasks import task as tasks
 from maskdit.tokenizers.pixels import Pixels
 from maskdit.training import mesh, step
@@ -28,7 +29,7 @@ class Traced:
       name: such as `training step, 128 tokens kept`.
       lowered: for `maskdit.training.step.compiled`.
       images: images of one run.
-      macs: multiply-adds of the network's forward passes for one image, by its formula; 0 where it has none.
+      macs: multiply-adds of the mean network pass for one image, by its formula; 0 where it has none.
       passes: network passes of an image that the program makes, a training step counting three.
     """
 
@@ -57,7 +58,7 @@ def training_steps(run: Run, devices: Mesh, latents: bool = False) -> list[Trace
     frozen, seed = _frozen(task, devices), _seed(devices)
     found = []
     for plan, groups in tasks.plans(task, run.steps):
-        name = "training step" if plan.keep is None else f"training step, {plan.keep} tokens kept"
+        name = ", ".join(filter(None, ["training step", plan_name(plan)]))
         if len(groups) < len(task.groups):
             name += f", of {' and '.join(groups)}"
         lowered = step.lower(
@@ -71,7 +72,7 @@ def training_steps(run: Run, devices: Mesh, latents: bool = False) -> list[Trace
             microbatches=run.microbatches,
             devices=devices,
         )
-        found.append(Traced(name, lowered, run.batch, macs(task, plan), 3))
+        found.append(Traced(name, lowered, run.batch, training_macs(task, plan), 3))
     return found
 
 
@@ -83,7 +84,8 @@ def sampling(run: Run, devices: Mesh, images: int) -> Traced | None:
       devices: the mesh.
       images: samples made at once, over all devices.
     """
-    from maskdit.model import sampling_program
+    from maskdit.samplers.cost import sampling_macs
+    from maskdit.samplers.program import Rows, sampling_program
     from maskdit.samplers.sampling import network_calls
 
     task = _task(run, latents=False)
@@ -92,16 +94,21 @@ def sampling(run: Run, devices: Mesh, images: int) -> Traced | None:
     batch = _batch(run, task, devices, latents=False)
     params = step.abstract_state(task, run.ema, batch, devices).params
     rows = mesh.batch_sharding(devices)
+    texts = {name: jax.ShapeDtypeStruct((images, *shape), jnp.float32) for name, shape in _texts(task.network).items()}
+    cond = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=rows),
+        jax.eval_shape(lambda: example_cond(task.network, images)).replace(**texts),
+    )
     arguments = (
         {"params": params, "frozen": _frozen(task, devices)},
         jax.ShapeDtypeStruct((), jnp.uint32, sharding=mesh.replicated(devices)),
-        jax.ShapeDtypeStruct((images,), jnp.uint32, sharding=rows),
-        {name: jax.ShapeDtypeStruct((images,), jnp.int32, sharding=rows) for name in task.network.classes},
+        Rows(jax.ShapeDtypeStruct((images,), jnp.uint32, sharding=rows), cond),  # type: ignore[arg-type]
     )
     with mesh.applied(devices), compiling_for(devices.devices.flat[0].platform):
         lowered = sampling_program(task, run.sampler, run.guidance).lower(*arguments)
-    calls = network_calls(run.sampler, task.process, run.guidance)
-    return Traced(f"sampling, {calls} network calls", lowered, images, macs(task, Plan()), calls)
+    calls = network_calls(run.sampler, task.process, task.layout, run.guidance)
+    macs = sampling_macs(run.sampler, task.process, task.network, run.guidance) if hasattr(task.network, "macs") else 0
+    return Traced(f"sampling, {calls} network calls", lowered, images, macs / calls, calls)
 
 
 def parameter_shardings(run: Run, devices: Mesh) -> list[tuple[str, tuple[int, ...], Any]]:
@@ -138,6 +145,8 @@ def _batch(run: Run, task: Any, devices: Mesh, latents: bool) -> dict[str, Any]:
     text = getattr(getattr(task, "tokenizer", None), "text", None)
     if text is not None and not hasattr(task, "process"):
         labels["text"] = struct(jnp.float16, *text)
+    if hasattr(task, "process"):
+        labels |= {name: struct(jnp.float16, *shape) for name, shape in _texts(task.network).items()}
     if latents and hasattr(task, "process"):
         shown = {"image": struct(jnp.uint8, *task.layout.shape)}
     elif run.data.latents is not None:
@@ -147,12 +156,19 @@ def _batch(run: Run, task: Any, devices: Mesh, latents: bool) -> dict[str, Any]:
     return {**shown, "row": struct(jnp.int32), **labels}
 
 
+def _texts(network: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of one example's text embeddings that a network takes."""
+    text, pooled = getattr(network, "text_width", None), getattr(network, "pooled_width", None)
+    found: dict[str, tuple[int, ...]] = {} if text is None else {"text": (network.text_tokens, text)}
+    return found if pooled is None else {**found, "pooled": (pooled,)}
+
+
 def _frozen(task: Any, devices: Mesh) -> PyTree:
     """Variables of the networks that are not trained, where the loop puts them."""
     if not hasattr(task, "process"):  # nothing is fitted to images then: shapes are known without them
         return mesh.abstract(jax.eval_shape(lambda: task.freeze(Draw(0), lambda: iter(()))), devices)
     tokenizer = task.tokenizer
-    side = task.layout.shape[0] * tokenizer.latent.downsample if hasattr(task, "layout") else 8
+    side = image_side(tokenizer, task.layout) if hasattr(task, "layout") else 8
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     made = {"tokenizer": jax.eval_shape(tokenizer.init, jax.random.key(0), image)}
     return mesh.abstract(made, devices)
@@ -160,11 +176,3 @@ def _frozen(task: Any, devices: Mesh) -> PyTree:
 
 def _seed(devices: Mesh) -> Any:
     return jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=mesh.replicated(devices))
-
-
-def macs(task: Any, plan: Plan) -> float:
-    """Multiply-adds of one image's forward pass through a task's network, by its formula; 0 where it has none."""
-    network = getattr(task, "network", None)
-    if network is None or not hasattr(network, "macs"):
-        return 0.0
-    return float(network.macs(plan.keep) if hasattr(network, "layout") else network.macs())

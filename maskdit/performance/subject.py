@@ -15,6 +15,7 @@ from maskdit.contracts import PyTree
 from maskdit.data.source import DataError, Record
 from maskdit.draw import Draw
 from maskdit.performance import programs
+from maskdit.performance.costs import training_macs
 from maskdit.performance.timing import Compilations, counted
 from maskdit.tasks import task as tasks
 from maskdit.training import mesh, placement
@@ -137,7 +138,7 @@ class Subject:
     @property
     def macs(self) -> int | None:
         """Multiply-adds of one image's forward pass under the plan; None where the network has no formula."""
-        return int(programs.macs(self.task, self.plan)) or None
+        return int(training_macs(self.task, self.plan)) or None
 
     @functools.cached_property
     def frozen(self) -> PyTree:

@@ -117,6 +117,11 @@ class DDPM:
         index = jnp.asarray(t, jnp.int32) + 1
         return _look_up(np.sqrt(level), index), _look_up(np.sqrt(1 - level), index)
 
+    def hold(self, z: Array, i: Any, draw: Draw) -> Array:
+        """Clean latents `z` noised to place i of the grid. Draws: `noise` (normal)."""
+        alpha, sigma = self.alpha_sigma(jnp.asarray(self.grid)[i])
+        return alpha * z + sigma * draw.normal("noise", z.shape)
+
     def denoise(self, predict: Predict, xt: Array, t: Array, cond: Cond, **kw: Any) -> tuple[Array, Prediction]:
         """The estimate of x0, not clipped, and the network's prediction.
 

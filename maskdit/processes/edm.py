@@ -123,6 +123,10 @@ class EDM:
         """x_t = alpha x0 + sigma eps at a time: (1, sigma)."""
         return jnp.ones_like(t), t
 
+    def hold(self, z: Array, i: Any, draw: Draw) -> Array:
+        """Clean latents `z` noised to place i of the grid. Draws: `noise` (normal)."""
+        return z + jnp.asarray(self.grid, z.dtype)[i] * draw.normal("noise", z.shape)
+
     def time_of(self, ratio: Array) -> Array:
         """The time at which sigma / alpha has a value."""
         return ratio

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Array, Cond, Draw, Predict
-from maskdit.samplers.sampling import At, State, Stretch, first_state
+from maskdit.contracts import Array, Cond, Draw, Layout, Predict
+from maskdit.samplers.sampling import At, State, Stretch, check_gaussian, first_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Ancestral:
     spacing: str | None = None
     clip: bool = False
 
-    def grid(self, process: Any) -> tuple:
+    def grid(self, process: Any, layout: Layout) -> tuple:
         """The timesteps that a run visits."""
+        check_gaussian(self, process)
         return process.times(self.steps, self.spacing)
 
-    def runs(self, process: Any) -> tuple[Stretch, ...]:
+    def runs(self, process: Any, layout: Layout, known: int = 0) -> tuple[Stretch, ...]:
         """One run.
 
         Raises:
@@ -71,11 +72,12 @@ class DDIM:
     spacing: str | None = None
     clip: bool = False
 
-    def grid(self, process: Any) -> tuple:
+    def grid(self, process: Any, layout: Layout) -> tuple:
         """The times that a run visits."""
+        check_gaussian(self, process)
         return process.times(self.steps, self.spacing)
 
-    def runs(self, process: Any) -> tuple[Stretch, ...]:
+    def runs(self, process: Any, layout: Layout, known: int = 0) -> tuple[Stretch, ...]:
         """One run."""
         return (Stretch(0, len(process.grid) - 1, calls=1),)
 

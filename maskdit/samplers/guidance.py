@@ -5,13 +5,22 @@ guided, and no second pass is made.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from maskdit.contracts import Array, Cond, Predict, Prediction
 from maskdit.samplers.sampling import At
+
+_SHARES: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "constant": lambda progress, power: np.ones_like(progress),
+    "linear": lambda progress, power: progress,
+    "cosine": lambda progress, power: (1 - np.cos(np.pi * progress**power)) / 2,
+    "flipped-cosine": lambda progress, power: np.cos(np.pi * progress**power) / 2,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,20 +28,47 @@ class ClassifierFree:
     """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): the second prediction is the network's own
     with the condition dropped. Both are made in one pass over a doubled batch.
 
+    The weight may change over a run: at step i of S it is `start + (weight - start) * share(progress)`, with `progress`
+    i / S. Published token samplers that add `s * (conditional - unconditional)` to the conditional logits have the
+    weight 1 + s here.
+
     Attributes:
       weight: 1 is no guidance.
       channels: how many of the first channels are guided; None for all. Published DiT results guide three.
       interval: times (of the process; noise levels for EDM) within which guidance is on (Kynkaanniemi et al. 2024,
         arXiv 2404.07724); None for always.
+      schedule: `constant`; or the share grows: `linear`, as progress; `cosine`, as (1 - cos(pi progress^power)) / 2,
+        which with a power other than 1 is known as power-cosine; `flipped-cosine` is cos(pi progress^power) / 2.
+      power: of the cosines; with 0 the share of `cosine` is 1 throughout.
+      start: what the weight grows from.
+      ahead: whether progress is (i + 1) / S.
+
+    Raises:
+      ValueError: for an unknown schedule or a negative power.
     """
 
     weight: float = 1.0
     channels: int | None = None
     interval: tuple[float, float] | None = None
+    schedule: str = "constant"
+    power: float = 1.0
+    start: float = 1.0
+    ahead: bool = False
+
+    def __post_init__(self) -> None:
+        if self.schedule not in _SHARES:
+            raise ValueError(f"guidance schedule '{self.schedule}' is none of {', '.join(_SHARES)}")
+        if self.power < 0:
+            raise ValueError(f"the power of a guidance schedule is 0 or more, got {self.power:g}")
+
+    def weights(self, steps: int) -> np.ndarray:
+        """The weight at each step of a run, float64 `[steps]`."""
+        progress = (np.arange(steps) + self.ahead) / steps
+        return self.start + (self.weight - self.start) * _SHARES[self.schedule](progress, self.power)
 
     def active(self, at: At) -> bool:
         """Whether a call at this place of a run is guided; known before the run."""
-        return self.weight != 1 and _inside(at.t, self.interval)
+        return bool(self.weights(at.steps)[at.step] != 1) and _inside(at.t, self.interval)
 
     def wrap(self, predict: Predict, weak: Predict | None = None) -> Predict:
         """The guided prediction.
@@ -48,9 +84,13 @@ class ClassifierFree:
             both = predict(*double, **kw)
             first, second = jnp.split(both.x, 2)
             aux = jax.tree.map(lambda a: jnp.split(a, 2)[0], both.aux)
-            return Prediction(x=_guide(first, second, _weight(self, at), self.channels), aux=aux)
+            weight = jnp.asarray(self.weights(at.steps), jnp.float32)[at.step]
+            guided = _guide(first, second, _weight(weight, self.interval, at), self.channels)
+            return Prediction(x=guided, aux=aux, cache=both.cache)
 
-        return _Guided(call=call, null=predict.null, layout=predict.layout)
+        memory = predict.init_cache
+        doubled = None if memory is None else lambda rows: memory(2 * rows)
+        return _Guided(call=call, null=predict.null, layout=predict.layout, init_cache=doubled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +121,8 @@ class WeakNetwork:
 
         def call(x: Array, t: Array, cond: Cond, *, at: At, **kw: Any) -> Prediction:
             first, second = predict(x, t, cond, **kw), weak(x, t, cond, **kw)
-            return Prediction(x=_guide(first.x, second.x, _weight(self, at), None), aux=first.aux)
+            weight = _weight(jnp.asarray(self.weight, jnp.float32), self.interval, at)
+            return Prediction(x=_guide(first.x, second.x, weight, None), aux=first.aux)
 
         return _Guided(call=call, null=predict.null, layout=predict.layout)
 
@@ -97,12 +138,11 @@ def _inside(t: float, interval: tuple[float, float] | None) -> bool:
     return interval is None or interval[0] <= t <= interval[1]
 
 
-def _weight(guidance: Any, at: At) -> Array:
+def _weight(weight: Array, interval: tuple[float, float] | None, at: At) -> Array:
     """The weight at a place of a run: 1 outside the interval."""
-    if guidance.interval is None:
-        return jnp.asarray(guidance.weight, jnp.float32)
-    inside = (at.t >= guidance.interval[0]) & (at.t <= guidance.interval[1])
-    return jnp.where(inside, guidance.weight, 1.0).astype(jnp.float32)
+    if interval is None:
+        return weight
+    return jnp.where((at.t >= interval[0]) & (at.t <= interval[1]), weight, 1.0)
 
 
 def _guide(first: Array, second: Array, weight: Array, channels: int | None) -> Array:

@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Array, Cond, Draw, Predict
-from maskdit.samplers.sampling import At, State, Stretch, first_state
+from maskdit.contracts import Array, Cond, Draw, Layout, Predict
+from maskdit.samplers.sampling import At, State, Stretch, check_gaussian, first_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +31,12 @@ class Heun:
     churn_max: float = float("inf")
     churn_noise: float = 1.0
 
-    def grid(self, process: Any) -> tuple:
+    def grid(self, process: Any, layout: Layout) -> tuple:
         """The times that a run visits."""
+        check_gaussian(self, process)
         return process.times(self.steps)
 
-    def runs(self, process: Any) -> tuple[Stretch, ...]:
+    def runs(self, process: Any, layout: Layout, known: int = 0) -> tuple[Stretch, ...]:
         """All steps but the last with a correction, the last without.
 
         Raises:
@@ -73,11 +74,12 @@ class Euler:
 
     steps: int = 50
 
-    def grid(self, process: Any) -> tuple:
+    def grid(self, process: Any, layout: Layout) -> tuple:
         """The times that a run visits."""
+        check_gaussian(self, process)
         return process.times(self.steps)
 
-    def runs(self, process: Any) -> tuple[Stretch, ...]:
+    def runs(self, process: Any, layout: Layout, known: int = 0) -> tuple[Stretch, ...]:
         """One run."""
         return (Stretch(0, len(process.grid) - 1, calls=1),)
 

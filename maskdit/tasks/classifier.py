@@ -146,7 +146,7 @@ class ClassifierModel:
       variables: `params` by network name.
       vocabulary: label name -> class names.
       config: the run's config.
-      ema, step, devices: see `maskdit.model.GeneratorModel`.
+      ema, step, devices: see `maskdit.networks.model.GeneratorModel`.
     """
 
     task: Any

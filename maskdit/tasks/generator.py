@@ -10,9 +10,22 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from maskdit.contracts import Array, Cond, Draw, Layout, Loss, Plan, PyTree, bind, dropped
+from maskdit.contracts import (
+    Array,
+    Cond,
+    Draw,
+    Layout,
+    Loss,
+    Plan,
+    PyTree,
+    bind,
+    dropped,
+    example_cond,
+    example_input,
+)
+from maskdit.data.conditions import check_conditions, condition
 from maskdit.data.latents import LATENTS
-from maskdit.model import GeneratorModel
+from maskdit.networks.model import GeneratorModel
 from maskdit.processes.masking import MaskSchedule
 from maskdit.tasks.task import Context, check_labels
 from maskdit.tokenizers.pixels import to_float
@@ -24,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """Trains `network` with `process` on the latents of `tokenizer`.
+    """Trains `network` with `process` on the latents, or the token ids, of `tokenizer`.
 
     Attributes:
       network: what is trained; its `classes` name the labels that condition it.
@@ -32,7 +45,7 @@ class Generator:
       tokenizer: frozen; images to latents.
       groups: see `maskdit.training.optim.Group`.
       masking: how many patches the network sees, if not all.
-      label_drop: probability that an example's labels are dropped, all together; guidance needs it.
+      label_drop: probability that an example's labels and text are dropped, all together; guidance needs it.
       horizon: steps that schedules and phases span; 0 until a run sets it.
     """
 
@@ -62,12 +75,12 @@ class Generator:
     def _side(self) -> int:
         """Of the images."""
         latent = self.tokenizer.latent
-        return latent.size or self.layout.shape[0] * latent.downsample
+        positions = self.layout.grid[0] * self.layout.patch
+        return latent.size or positions * latent.downsample
 
     def init(self, draw: Draw, batch: Mapping[str, Any]) -> tuple[PyTree, PyTree]:
         """The network's parameters (with axis names); the task has no state. Draws: `network`."""
-        x = jnp.zeros((1, *self.layout.shape))
-        cond = Cond(labels={name: jnp.zeros((1,), jnp.int32) for name in self.network.classes})
+        x, cond = example_input(self.layout), example_cond(self.network)
         variables = self.network.init(draw.init_key("network"), x, jnp.ones((1,)), cond)
         return {"network": variables["params"]}, {}
 
@@ -94,6 +107,7 @@ class Generator:
           ValueError: where a label is missing or has another number of classes, or latents have another shape.
         """
         check_labels(self.network.classes, vocabulary)
+        check_conditions(self.network, batch)
         if getattr(self.process, "learned_variance", False) and not getattr(self.network, "learned_variance", False):
             raise ValueError(
                 "the process learns variances and the network gives none: set both task.process.learned_variance and "
@@ -102,16 +116,21 @@ class Generator:
         given = {name: array for name, array in batch.items() if name in ("image", *LATENTS)}
         name, shape = next((name, array.shape[1:]) for name, array in given.items())
         self._check_given(name, shape)
+        if self.layout.vocabulary is not None:
+            check_tokens(self.layout, self.tokenizer.latent)
         size = shape[0] if name == "image" else self._side
         variables = unboxed(jax.eval_shape(self.tokenizer.init, jax.random.key(0), jnp.zeros((1, size, size, 3))))
         one = {name: jax.ShapeDtypeStruct((1, *shape), array.dtype) for name, array in given.items()}
         z = jax.eval_shape(self._latents, one, {"tokenizer": variables})
         if z.shape[1:] != self.layout.shape:
             what = "images" if name == "image" else name
-            advice = f": set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[-1]}"
+            kind, advice = "latents", ""
+            if self.layout.vocabulary is not None:
+                kind = "ids"
+            elif z.ndim == 4:
+                advice = f": set task.network.input_size={z.shape[1]} and task.network.channels={z.shape[-1]}"
             raise ValueError(
-                f"{what} of {shape} become latents of {z.shape[1:]}, but the network takes {self.layout.shape}"
-                + advice * (z.ndim == 4)
+                f"{what} of {shape} become {kind} of {z.shape[1:]}, but the network takes {self.layout.shape}{advice}"
             )
 
     def _check_given(self, name: str, shape: tuple[int, ...]) -> None:
@@ -119,10 +138,11 @@ class Generator:
         step = self.tokenizer.latent.downsample
         if name == "image" and (shape[0] % step or shape[1] % step):
             raise ValueError(f"the tokenizer takes sides that are multiples of {step}; data.size is {shape[0]}")
-        if name == "ids":
+        if name != "image" and (name == "ids") != (self.layout.vocabulary is not None):
+            holds, takes = ("token ids", "continuous") if name == "ids" else (f"continuous {name}", "discrete")
             raise ValueError(
-                "data.latents holds token ids, and this process works on continuous latents: give a folder that a "
-                "continuous tokenizer has made"
+                f"data.latents holds {holds}, and the network takes those of a {takes} tokenizer: give a folder that "
+                "one has made"
             )
         if name == "moments" and not hasattr(self.tokenizer, "posterior"):
             raise ValueError(
@@ -137,9 +157,10 @@ class Generator:
         """
         z = self._latents(ctx.batch, ctx.frozen, ctx.draw)
         chex.assert_shape(z, (None, *self.layout.shape))
-        predict = bind(self.network, params["network"], train=True)
+        average = next((bind(self.network, mean["network"]) for mean in ctx.ema.values()), None)
+        predict = bind(self.network, params["network"], train=True, average=average)
         cond = self.condition(ctx.batch)
-        if self.label_drop and cond.labels:
+        if self.label_drop and (cond.labels or cond.text is not None or cond.pooled is not None):
             drop = ctx.draw.uniform("label_drop", (z.shape[0],)) < self.label_drop
             cond = dropped(cond, predict.null(cond), drop)
         process_draw = ctx.draw.named("process")
@@ -154,9 +175,9 @@ class Generator:
         return loss.replace(weight=loss.weight * ctx.batch["weight"])
 
     def plan(self, step: int) -> Plan:
-        """How many tokens the network sees in a step."""
+        """How many tokens the network sees in a step, and what the process counts."""
         if self.masking is None:
-            return Plan()
+            return self.process.plan(step, self.layout.tokens) if hasattr(self.process, "plan") else Plan()
         return Plan(keep=self.masking.kept(self.layout.tokens, step / max(self.horizon, 1)))
 
     def model(self, variables: PyTree, vocabulary: Mapping[str, tuple[str, ...]]) -> GeneratorModel:
@@ -168,13 +189,36 @@ class Generator:
         return GeneratorModel(task=self, variables={**variables, "frozen": frozen}, vocabulary=dict(vocabulary))
 
     def condition(self, batch: Mapping[str, Array]) -> Cond:
-        """The labels of a batch that condition the network."""
-        return Cond(labels={name: batch[name] for name in self.network.classes})
+        """What of a batch conditions the network."""
+        return condition(self.network, batch)
 
     def _latents(self, batch: Mapping[str, Array], frozen: PyTree, draw: Draw | None = None) -> Array:
-        """Latents of images, or those encoded beforehand, with the same draws."""
+        """Latents or ids of images, or those encoded beforehand, with the same draws."""
         draw = draw and draw.named("tokenizer")
+        if "ids" in batch:
+            return batch["ids"]
         if "values" in batch:
             return batch["values"].astype(jnp.float32)
         method, x = ("posterior", batch["moments"]) if "moments" in batch else ("encode", to_float(batch["image"]))
-        return self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method=method).values
+        latents = self.tokenizer.apply(frozen["tokenizer"], x, draw=draw, method=method)
+        return latents.values if self.layout.vocabulary is None else latents.ids
+
+
+def check_tokens(layout: Layout, latent: Any) -> None:
+    """Holds a network of token ids against a tokenizer's latents.
+
+    Raises:
+      ValueError: for a continuous tokenizer, and one of another vocabulary or another number of tokens.
+    """
+    if latent.vocabulary is None:
+        raise ValueError("the network takes token ids and the tokenizer has none: set task.tokenizer to a discrete one")
+    if latent.vocabulary != layout.vocabulary:
+        raise ValueError(
+            f"the tokenizer has {latent.vocabulary} codes and the network {layout.vocabulary}: set "
+            f"task.network.vocabulary={latent.vocabulary}"
+        )
+    if latent.tokens is not None and latent.tokens != layout.tokens:
+        raise ValueError(
+            f"the tokenizer makes {latent.tokens} tokens of an image and the network takes {layout.tokens}: set "
+            f"task.network.grid=({latent.tokens},)"
+        )

@@ -149,6 +149,7 @@ class Encoder(nn.Module):
     dtype: str
     patch: int = 1
     stem: int | None = None
+    middle_attention: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -169,7 +170,7 @@ class Encoder(nn.Module):
                 # one zero on the right and at the bottom only, as in the published weights
                 down = Conv(width, stride=2, padding=(0, 1), dtype=self.dtype, name=f"down_{level}_downsample")
                 x = down(x)  # [B, H/2, W/2, C]
-        x = _middle(x, part)
+        x = _middle(x, part, self.middle_attention)
         x = nn.silu(GroupNorm(self.groups, name="norm_out")(x))
         return Conv(self.out_channels, dtype=self.dtype, name="conv_out")(x)
 
@@ -184,13 +185,14 @@ class Decoder(nn.Module):
     attention_levels: tuple[int, ...]
     dtype: str
     patch: int = 1
+    middle_attention: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps `x` `[B, h, w, c]` to `[B, H, W, out_channels]`."""
         part: dict[str, Any] = {"groups": self.groups, "dtype": self.dtype}
         x = Conv(self.channels[-1], dtype=self.dtype, name="conv_in")(x)
-        x = _middle(x, part)
+        x = _middle(x, part, self.middle_attention)
         for level, width in reversed(tuple(enumerate(self.channels))):
             for block in range(self.blocks):
                 x = ResidualBlock(width, name=f"up_{level}_block_{block}", **part)(x)
@@ -204,10 +206,11 @@ class Decoder(nn.Module):
         return unpatchify(x.reshape(len(x), -1, x.shape[-1]), x.shape[1:3], self.patch) if self.patch > 1 else x
 
 
-def _middle(x: Array, part: dict[str, Any]) -> Array:
+def _middle(x: Array, part: dict[str, Any], attends: bool) -> Array:
     width = x.shape[-1]
     x = ResidualBlock(width, name="mid_block_0", **part)(x)
-    x = SpatialAttention(name="mid_attn", **part)(x)
+    if attends:
+        x = SpatialAttention(name="mid_attn", **part)(x)
     return ResidualBlock(width, name="mid_block_1", **part)(x)
 
 

@@ -1,4 +1,4 @@
-"""The convolutional VQGAN (Esser et al. 2021, arXiv 2012.09841) in the structure of LlamaGen and VAR.
+"""The convolutional VQGAN (Esser et al. 2021, arXiv 2012.09841) in the structure of LlamaGen, VAR and aMUSEd.
 
 LlamaGen (Sun et al. 2024, arXiv 2406.06525) quantizes each position of a grid, VAR (Tian et al. 2024, arXiv 2404.02905)
 the whole map scale by scale: the same network with another quantizer.
@@ -27,6 +27,9 @@ class VQGAN(nn.Module):
       latent_channels: channels between the encoder and the layer before the quantizer, and after the one behind it.
       groups: groups of the group norms.
       attention_levels: levels (0 is the finest) with self-attention after each residual block, besides the middle.
+      middle_attention: whether there is self-attention in the middle.
+      unit_range: whether the network works on images in [0, 1], as aMUSEd's and Meissonic's; `encode` and `decode` take
+        and give [-1, 1] as all tokenizers.
       quant_kernel: side of the convolutions before and after the quantizer: 1 in LlamaGen, 3 in VAR.
       patch: side of the patches of pixels that the finest level has as channels; 1 in the published ones.
       stem: width of the encoder's first convolution; None for that of the finest level.
@@ -46,6 +49,8 @@ class VQGAN(nn.Module):
     quant_kernel: int = 1
     patch: int = 1
     stem: int | None = None
+    middle_attention: bool = True
+    unit_range: bool = False
     dtype: str = "float32"
 
     def setup(self) -> None:
@@ -60,6 +65,7 @@ class VQGAN(nn.Module):
             "groups": self.groups,
             "attention_levels": tuple(self.attention_levels),
             "patch": self.patch,
+            "middle_attention": self.middle_attention,
             "dtype": self.dtype,
         }
         blocks, channels = self.layers_per_block, tuple(self.channels)
@@ -118,6 +124,8 @@ class VQGAN(nn.Module):
 
     def features(self, images: Array) -> Array:
         """What the quantizer is given for images `[B, H, W, 3]`: `[B, h, w, c]`, float32."""
+        if self.unit_range:
+            images = (images + 1) / 2
         return self.quant(self.encoder(images)).astype(jnp.float32)
 
     def decode(
@@ -140,7 +148,8 @@ class VQGAN(nn.Module):
             values = self.quantize.look_up(latents.ids)
         else:
             values = grid_values(latents, self.quantize)
-        return self.decoder(self.post_quant(values)).astype(jnp.float32)
+        images = self.decoder(self.post_quant(values)).astype(jnp.float32)
+        return images * 2 - 1 if self.unit_range else images
 
     def codebook(self) -> Array:
         """The codes `[V, c]`, as they are compared with latents."""

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from maskdit.contracts import Array, Plan, PyTree
 from maskdit.draw import Draw
 from maskdit.evals import pictures
+from maskdit.networks.model import takes_text
 from maskdit.tasks.task import Context, Task
 from maskdit.training import mesh, placement
 from maskdit.training.optim import merge
@@ -73,14 +74,20 @@ def held_out_loss(
     return {name: float(value / weight) for name, (value, weight) in total.items() if weight}
 
 
-def sample_grid(model: Any, count: int, seed: int) -> np.ndarray:
+def sample_grid(model: Any, count: int, seed: int, loader: Any = None) -> np.ndarray:
     """A picture of samples from fixed noise and labels, uint8 `[H, W, 3]`; the label with most classes makes columns.
 
     Args:
       model: a generator with its sampler; all processes call this.
       count: number of samples.
       seed: of the samples.
+      loader: of held-out records, whose texts and labels a model that takes text is given; not needed by others.
     """
+    if takes_text(model.task.network):
+        with loader.ordered(count, count) as batches:
+            cond = model.task.condition(next(batches))
+        labels = {name: np.asarray(ids).tolist() for name, ids in cond.labels.items()}
+        return pictures.grid(model.sample(labels or None, count=count, seed=seed, text=cond))
     names = sorted(model.task.network.classes, key=lambda name: len(model.vocabulary[name]))
     images = model.sample(fixed_labels(model.vocabulary, names, count) if names else None, count=count, seed=seed)
     columns = len(model.vocabulary[names[-1]]) if names else count

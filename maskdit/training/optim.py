@@ -87,6 +87,7 @@ class AdamW:
       schedule: the learning rate.
       b1, b2, eps: Adam's numbers.
       weight_decay: decoupled decay, of arrays with two or more axes only.
+      undecayed: regular expressions; a leaf with one in its path, such as `network/embed/tokens`, is not decayed.
       clip: largest global norm of the gradient; None for no clipping.
       moment_dtype: dtype in which the first moment is stored, `float32` or `bfloat16`, which halves it; None for that
         of the parameters. The second moment keeps the parameters' dtype: at a `b2` of 0.999 it changes by less per
@@ -100,6 +101,7 @@ class AdamW:
     weight_decay: float = 0.0
     clip: float | None = None
     moment_dtype: str | None = None
+    undecayed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.moment_dtype not in (None, "float32", "bfloat16"):
@@ -113,11 +115,20 @@ class AdamW:
             b2=self.b2,
             eps=self.eps,
             weight_decay=self.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            mask=self._decayed,
         )
         if self.moment_dtype is not None:
             adamw = _first_moment_in(adamw, self.moment_dtype)
         return adamw if self.clip is None else optax.chain(optax.clip_by_global_norm(self.clip), adamw)
+
+    def _decayed(self, params: PyTree) -> PyTree:
+        """Whether a leaf is decayed, for a tree of them."""
+
+        def decayed(path: Any, leaf: Array) -> bool:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return leaf.ndim > 1 and not any(re.search(pattern, name) for pattern in self.undecayed)
+
+        return jax.tree_util.tree_map_with_path(decayed, params)
 
 
 def _first_moment_in(adamw: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:

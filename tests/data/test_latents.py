@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import pathlib
 import pickle
 import shutil
 
@@ -11,7 +12,7 @@ import pytest
 from maskdit.data.folder import Folder
 from maskdit.data.latents import Encoded
 from maskdit.data.loader import Loader
-from maskdit.data.source import DataError
+from maskdit.data.source import DataError, UnreadableRecord
 from maskdit.encode import encode
 from maskdit.tokenizers.linear import LinearPatches
 from maskdit.tokenizers.vae import VAE
@@ -105,6 +106,33 @@ def test_missing_copies_and_texts_are_refused(place, tmp_path):
     assert take(dataclasses.replace(loader, flip=False), 1)[0]["moments"].dtype == np.float16
 
 
+def test_all_that_is_known_of_texts_is_stored(place, tmp_path):
+    """Embeddings and numbers with each record, the empty text's once; batches are those of the images."""
+    rng, pictures = np.random.default_rng(2), str(place / "pictures")
+    pooled, null = rng.standard_normal((23, 5)).astype(np.float32), rng.standard_normal((3, 4)).astype(np.float16)
+    extra = {"null_text": null, "null_pooled": pooled[0] + 1, "width": np.arange(23.0)}
+    np.savez(tmp_path / "text.npz", text=WORDS, pooled=pooled, **extra)
+    text = str(tmp_path / "text.npz")
+    folder = pathlib.Path(encode(str(place / "vae.npz"), pictures, str(tmp_path / "out"), size=16, text=text))
+    images = Loader(Folder(pictures), size=16, text=text)
+    latents = dataclasses.replace(images, latents=str(folder))
+    names = {"text", "pooled", "null_text", "null_pooled", "scalar/width"}
+    for ours, theirs in zip(take(latents, 4), take(images, 4), strict=True):
+        assert names == ours.keys() - {"moments", "label", "row", "replaced"} == names & theirs.keys()
+        for name in names:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+            assert ours[name].dtype == theirs[name].dtype
+        shown = ours["scalar/width"].astype(int)
+        np.testing.assert_array_equal(ours["pooled"], pooled[shown])
+        np.testing.assert_array_equal(ours["null_text"], np.stack([null] * 8))
+    assert take(dataclasses.replace(latents, text=None), 1)[0].keys() >= names
+    (folder / "empty_text.npz").unlink()
+    with pytest.raises(DataError, match=r"empty_text.npz', the embeddings of the empty text, cannot be read"):
+        take(dataclasses.replace(latents), 1)
+    encode(str(place / "vae.npz"), pictures, str(folder), size=16, text=text)
+    np.testing.assert_array_equal(take(dataclasses.replace(latents), 1)[0]["null_text"][7], null)
+
+
 def damaged(place, tmp_path, fault):
     folder = tmp_path / "latents"
     shutil.copytree(place / "latents", folder)
@@ -180,3 +208,20 @@ def test_texts_come_with_their_images(loaders, tmp_path):
         text = take(loader, 1)[0]["text"]
         shown = [0, 1, 2, 3, 4, 6, 6, 7]  # the broken record's place shows the next, with its own text
         np.testing.assert_array_equal(text, WORDS[shown])
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_a_broken_record(tmp_path):
+    pictures = write_pictures(tmp_path / "pictures", 9)
+    encode("emoji-vqgan", pictures, str(tmp_path / "latents"), size=64, batch=8, flips=False)
+    manifest = tmp_path / "latents" / "manifest.json"
+    ids = np.stack([Encoded(str(tmp_path / "latents"))[index]["ids"].max() for index in range(9)])
+    said = json.loads(manifest.read_text())
+    said["latent"]["vocabulary"] = int(ids.max())  # as if the largest id came from elsewhere
+    manifest.write_text(json.dumps(said))
+    encoded = Encoded(str(tmp_path / "latents"))
+    for index, largest in enumerate(ids):
+        if largest < ids.max():
+            assert encoded[index]["ids"].max() == largest
+        else:
+            with pytest.raises(UnreadableRecord, match=f"token id {largest}, the tokenizer has 0 to {largest - 1}"):
+                encoded[index]

@@ -13,7 +13,7 @@ from maskdit.data.emoji import Emoji
 from maskdit.draw import Draw
 from maskdit.evals import labels
 from maskdit.evaluate import EvaluationError, evaluate
-from maskdit.model import GeneratorModel
+from maskdit.networks.model import GeneratorModel
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ class Honest:
     def task(self):
         return types.SimpleNamespace(network=types.SimpleNamespace(classes=self.classes))
 
-    def sample(self, asked, count, seed, batch, steps, guidance):
+    def sample(self, asked, count, seed, batch):
         source, rng = Emoji("val", tuple(self.classes)), np.random.default_rng(seed)
         records = [source[i] for i in range(len(source))]
         images = []
@@ -138,7 +138,7 @@ def test_figures_are_printed_and_kept(generator, tmp_path, capsys):
 
 
 def test_questions_that_cannot_be_answered():
-    with pytest.raises(EvaluationError, match="metrics are labels; got fid"):
+    with pytest.raises(EvaluationError, match="metrics are labels, bits; got fid"):
         evaluate("nowhere", metrics=("labels", "fid"))
     with pytest.raises(EvaluationError, match="num=0"):
         evaluate("nowhere", num=0)

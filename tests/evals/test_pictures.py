@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.evals.pictures import grid, loss_curve, save_png
+from maskdit.evals.pictures import grid, loss_curve, save_gif, save_png, strip
 
 
 def images(count, height=3, width=5):
@@ -45,6 +45,25 @@ def test_png_returns_the_same_pixels(tmp_path):
         assert (np.asarray(read) == image).all()
     with pytest.raises(ValueError, match="uint8"):
         save_png(tmp_path / "b.png", image / 255)
+
+
+def test_strip_has_a_row_for_each_image_and_a_column_for_each_step():
+    frames = images(6).reshape(2, 3, 3, 5, 3)
+    sheet = strip(frames)
+    assert sheet.shape == (2 * 5 + 2, 3 * 7 + 2, 3)
+    assert (sheet[7:10, 16:21] == frames[1, 2]).all()
+
+
+def test_gif_shows_each_frame_and_rests_on_the_last(tmp_path):
+    frames = np.stack([np.full((6, 6, 3), shade, np.uint8) for shade in (0, 128, 255)])
+    save_gif(tmp_path / "a.gif", frames, seconds=0.6, rest=1.0)
+    with Image.open(tmp_path / "a.gif") as read:
+        assert (read.n_frames, read.info["loop"]) == (3, 0)
+        for number, (frame, time) in enumerate(zip(frames, (200, 200, 1200), strict=True)):
+            read.seek(number)
+            assert (np.asarray(read.convert("RGB")) == frame).all() and read.info["duration"] == time
+    with pytest.raises(ValueError, match=r"frames \[T, H, W, 3\]"):
+        save_gif(tmp_path / "b.gif", frames[0])
 
 
 def drawn(path, records, tail=""):

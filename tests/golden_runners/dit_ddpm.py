@@ -161,9 +161,9 @@ def toy(case, net, params, process):
 
 def steps(process, sampler, predict, draw, shape, y, guidance):
     """The states of `sample`, one by one."""
-    process = process.respace(sampler.grid(process))
+    process = process.respace(sampler.grid(process, predict.layout))
     state = sampler.init(process, predict, draw, shape, y)
-    for part in guided_runs(sampler, process, guidance):
+    for part in guided_runs(sampler, process, predict.layout, guidance):
         chosen = guidance.wrap(predict) if part.guided else predict
         for i in range(part.start, part.stop):
             state = sampler.step(process, chosen, state, i, part)

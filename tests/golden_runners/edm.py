@@ -115,10 +115,10 @@ def walk(case, process, sampler, guidance=None):
     predict, weak = denoiser(case.config["toy_mu"], seen), denoiser(case.config["toy_guide_mu"], [])
     draw = case.draw(prior=case.images("latents"), churn=case.images("step_noise"))
     cond = Cond(labels={"shift": jnp.asarray(case.config["labels"])})
-    process = process.respace(sampler.grid(process))
+    process = process.respace(sampler.grid(process, predict.layout))
     state = sampler.init(process, predict, draw, case.images("latents").shape, cond)
     states = [state.x]
-    for part in guided_runs(sampler, process, guidance):
+    for part in guided_runs(sampler, process, predict.layout, guidance):
         chosen = guidance.wrap(predict, weak) if part.guided else predict
         for i in range(part.start, part.stop):
             state = sampler.step(process, chosen, state, i, part)

@@ -179,9 +179,9 @@ def watched(process, calls):
 
 def walk(process, sampler, guidance, predict, draw, shape, labels):
     """`sample`, step by step."""
-    process = process.respace(sampler.grid(process))
+    process = process.respace(sampler.grid(process, predict.layout))
     state = sampler.init(process, predict, draw, shape, labels)
-    for part in guided_runs(sampler, process, guidance):
+    for part in guided_runs(sampler, process, predict.layout, guidance):
         chosen = guidance.wrap(predict) if part.guided else predict
         for i in range(part.start, part.stop):
             state = sampler.step(process, chosen, state, i, part)

@@ -14,9 +14,12 @@ import pytest
 
 from maskdit import config as configs
 from maskdit.interop import layouts, published
+from maskdit.tasks.generator import check_tokens
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
-GENERATORS = [name for name, entry in published.ALIASES.items() if entry.generator]
+GENERATORS = [name for name in published.ALIASES if name.startswith(("dit", "maskdit"))]
+TOKENS = [name for name, entry in published.ALIASES.items() if entry.generator and name not in GENERATORS]
+"""Generators of a tokenizer's ids; their files have tests of their own."""
 VAES = {  # width of each level, channels of a latent, levels with attention
     "sd-vae-ft-ema": ((128, 256, 512, 512), 4, ()),
     "sd-vae-ft-mse": ((128, 256, 512, 512), 4, ()),
@@ -177,9 +180,9 @@ def file_of(name, layout):
 
 FILES = [
     (name, layout)
-    for name, entry in published.ALIASES.items()
+    for name in published.ALIASES
     for layout in ("reference", "diffusers")
-    if (layout == "reference" and (entry.generator or name in VAES)) or name.startswith(("dit", "sd-vae"))
+    if (layout == "reference" and name in (*GENERATORS, *VAES)) or name.startswith(("dit", "sd-vae"))
 ]
 
 
@@ -215,14 +218,27 @@ def test_the_config_of_a_generator_is_the_published_network(name):
     entry = published.ALIASES[name]
     config = entry.config()
     assert configs.differences(config.task.network, entry.spec()) == ["dtype: 'bfloat16' != 'float32'"]
-    assert config.task.tokenizer.source == entry.vae and entry.vae in published.ALIASES
-    vae = published.ALIASES[entry.vae].spec()
+    assert config.task.tokenizer.source == entry.tokenizer and entry.tokenizer in published.ALIASES
+    vae = published.ALIASES[entry.tokenizer].spec()
     assert set(configs.differences(config.task.tokenizer.spec, vae)) <= {"dtype: 'bfloat16' != 'float32'"}
     assert config.data.size == entry.resolution
     assert config.task.network.input_size * configs.build(vae).latent.downsample == entry.resolution
     conditional = name.endswith("conditional")
     assert config.guidance.weight == (1.0 if conditional else 1.5)
     assert config.guidance.channels == (3 if name.startswith("dit") else None)
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_the_config_of_a_token_generator_is_the_published_network_on_its_tokenizer(name):
+    entry = published.ALIASES[name]
+    config = entry.config()
+    assert set(configs.differences(config.task.network, entry.spec())) <= {"dtype: 'bfloat16' != 'float32'"}
+    assert config.task.tokenizer.source == entry.tokenizer and entry.tokenizer in published.ALIASES
+    theirs = published.ALIASES[entry.tokenizer].spec()
+    others = configs.differences(config.task.tokenizer.spec, theirs)
+    assert all(line.split(":")[0].endswith("dtype") for line in others)
+    check_tokens(configs.build(config.task.network).layout, configs.build(theirs).latent)
+    assert config.data.size == entry.resolution
 
 
 @pytest.mark.parametrize(("name", "downsample", "scale"), [("sd-vae-ft-mse", 8, 0.18215), ("mar-vae-kl16", 16, 0.2325)])
@@ -238,7 +254,8 @@ def test_the_listing_tells_source_file_licence_and_use():
     assert len(blocks) == len(published.ALIASES)
     for block, (name, entry) in zip(blocks, published.ALIASES.items(), strict=True):
         assert block.startswith(f"{name}: ") and f"{entry.resolution} x {entry.resolution}" in block
-        for fact in (entry.file, entry.source or "", entry.licence, entry.generator, entry.vae, entry.paper):
+        for fact in (entry.file, entry.source or "", entry.licence, entry.generator, entry.tokenizer, entry.paper):
             assert fact in block
     assert "Ancestral, 250 steps, guidance 1.5 of the first 3 channels" in blocks[0]
     assert "Heun, 40 steps, no guidance" in published.listing()
+    assert "Confidence, 8 steps, guidance up to 5.5 (linear)\n" in published.listing() + "\n"

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from maskdit.interop import layouts, published_vqgan
-from tests.interop.test_published import compvis_file, golden, parameters
+from tests.interop.test_published import compvis_file, diffusers_vae_file, golden, parameters
 
 NAMES = [entry.name for entry in published_vqgan.ENTRIES]
 F16 = (128, 128, 256, 256, 512)
@@ -90,12 +90,19 @@ def var_file(channels, z, codes, phis, scales):
     return around_codes(joined, channels, z, z, codes, 3)
 
 
+def diffusers_file(channels, z, codes):
+    """aMUSEd's tokenizer by the names of diffusers, without attention."""
+    shapes = {name: shape for name, shape in diffusers_vae_file(channels, z, ()).items() if "attentions" not in name}
+    return around_codes(shapes, channels, z, z, codes, 1)
+
+
 FILES = {
     "maskgit-vqgan-f16": maskgit_file(F16, 256, 1024, 2, 2, taming=False),
     "mage-vqgan-f16": maskgit_file(F16, 256, 1024, 2, 2, taming=True),
     "llamagen-vq-16": llamagen_file(F16, 256, 8, 16384),
     "llamagen-vq-8": llamagen_file((128, 256, 256, 512), 256, 8, 16384),
     "llamagen-vq-16-t2i": llamagen_file(F16, 256, 8, 16384),
+    "meissonic-vq-f16": diffusers_file((128, 256, 256, 512, 768), 64, 8192),
     "var-vqvae-256": var_file((160, 160, 320, 320, 640), 32, 4096, 4, 10),
     "var-vqvae-512": var_file((160, 160, 320, 320, 640), 32, 4096, 4, 10),
 }
@@ -104,7 +111,7 @@ FILES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_every_tensor_of_the_published_file_is_covered(name):
     network, params = parameters(name)
-    layout = "taming" if name.startswith("mage") else "reference"
+    layout = {"mage": "taming", "meissonic": "diffusers"}.get(name.partition("-")[0], "reference")
     ours = {key: tensor.shape for key, tensor in layouts.write(network, params, layout).items()}
     ours.pop("quantize.codebook_used", None)  # a counter that LlamaGen's files may hold
     assert ours == FILES[name]

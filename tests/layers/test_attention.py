@@ -49,6 +49,18 @@ def test_causal_attention_is_that_of_each_prefix():
         np.testing.assert_allclose(out[:, i : i + 1], wanted, atol=1e-6)
 
 
+def test_dropped_weights_leave_the_others_as_they_were():
+    q, k, v = inputs()
+    drop = jnp.asarray(np.random.RandomState(1).rand(2, 3, 4, 5) < 0.5, jnp.float32) * 2
+    logits = np.einsum("bnhd,bmhd->bhnm", q, k) / np.sqrt(8)
+    weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    wanted = np.einsum("bhnm,bmhd->bnhd", weights * drop, v)
+    np.testing.assert_allclose(attention(q, k, v, drop=drop), wanted, atol=1e-6)
+    with plain_gradients():
+        np.testing.assert_allclose(attention(q, k, v, backend="cudnn", drop=drop), wanted, atol=1e-6)
+    np.testing.assert_allclose(attention(q, k, v, drop=jnp.ones_like(drop)), attention(q, k, v), atol=1e-6)
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """The TPU kernel as plain operations, for any device."""

@@ -67,6 +67,28 @@ def test_sixteen_bit_scan_equals_unrolled():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-2, atol=0.3), gradient, wanted_gradient)
 
 
+class Shifted(nn.Module):
+    scan: bool = False
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, x: Array, each: Array) -> Array:
+        blocks = [Layer(4, name=f"blocks_{i}") for i in range(4)]
+        return run_stack(
+            blocks, x, scan=self.scan, remat=self.remat, taps={"blocks_1.inner"}, each=each[:, None, None] * C
+        )[0]
+
+
+@pytest.mark.parametrize(("scan", "remat"), [(False, "none"), (False, "full"), (True, "none"), (True, "full")])
+def test_each_block_gets_its_entry(scan, remat):
+    each = jnp.arange(4.0)
+    params = meta.unbox(Shifted().init(jax.random.key(1), X, each))
+    wanted = X
+    for i in range(4):
+        wanted, _ = Layer(4).apply({"params": params["params"][f"blocks_{i}"]}, wanted, each[i] * C)
+    np.testing.assert_allclose(Shifted(scan, remat).apply(params, X, each), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("remat", ("none", "full"))
 def test_taps_cut_a_scan_and_change_nothing(remat):
     taps = ("blocks_1", "blocks_1.inner", "blocks_4", "blocks_5.inner")

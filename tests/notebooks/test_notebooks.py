@@ -41,6 +41,15 @@ discrete = "emoji-vqgan"
 shown = 4
 measured = 12
 """
+SMALL_TOKENS = """
+workdir = "run"
+split = "val"
+steps = 2
+batch = 8
+width = 16
+depth = 1
+shown = 3
+"""
 
 
 def tagged(notebook, tag):
@@ -147,3 +156,24 @@ def test_tokenizers(tmp_path, monkeypatch):
     used = re.search(r"used: ([\d.]+)% of 1024 codes, perplexity (\d+)", text(cells["usage"]))
     assert used and 5 < float(used[1]) <= 12 * 64 / 1024 * 100
     assert min(picture(cells["usage"]).size) > 100
+
+
+@pytest.mark.slow
+def test_tokens(tmp_path, monkeypatch):
+    cells = outputs("04_tokens.ipynb", tmp_path, SMALL_TOKENS, monkeypatch)
+    assert "vocabulary=1024" in text(cells["load"]) and "Confidence(" in text(cells["load"])
+    assert picture(cells["sample"]).size == sheet(3, 2)
+    assert picture(cells["trajectory"]).size == sheet(8, 2)
+    edits = [picture(cells[name]).convert("RGB") for name in ("inpaint", "outpaint", "class")]
+    assert [edit.size for edit in edits] == [sheet(6, 1)] * 3
+    inpainted, outpainted, _ = edits
+    middle, edge = (20, 20, 44, 44), (0, 0, 12, 12)
+
+    def part(edit, column, box):
+        left = 2 + 66 * column
+        return edit.crop((left + box[0], 2 + box[1], left + box[2], 2 + box[3])).tobytes()
+
+    for column in range(2, 6):
+        assert part(inpainted, column, edge) == part(inpainted, 0, edge)
+        assert part(inpainted, column, middle) != part(inpainted, 0, middle)
+        assert part(outpainted, column, middle) == part(outpainted, 0, middle)

@@ -57,6 +57,16 @@ def test_every_plan_and_the_sampler_are_programs(run):
         programs.training_steps(dataclasses.replace(run, batch=12), mesh)
 
 
+@pytest.mark.parametrize("name", ["maskgit_imagenet256", "enat_imagenet256", "rar_imagenet256", "maskgen"])
+def test_programs_of_token_generators_are_traced(name):
+    made = configs.build(configs.load(f"{name}:smoke", {"mesh.data": 1, "mesh.fsdp": 1}))
+    mesh = made.mesh.make(jax.devices()[:1])
+    steps = programs.training_steps(made, mesh)
+    assert all(one.macs > 0 for one in steps) and ("masked" in steps[0].name) == (name == "enat_imagenet256")
+    drawn = programs.sampling(made, mesh, 2)
+    assert drawn.images == 2 and drawn.macs > 0 and drawn.passes > made.task.layout.tokens / 4
+
+
 def test_a_program_is_compiled_once_and_kept_by_its_text(run, monkeypatch):
     mesh = run.mesh.make()
     traced = programs.training_steps(run, mesh, latents=True)[0]

@@ -102,17 +102,17 @@ def test_guidance_extrapolates_and_weight_one_makes_no_second_pass():
         Cond(labels={"shift": jnp.full((3, 1), 1.5)}),
     )
     np.testing.assert_allclose(guided, tripled, rtol=1e-4)
-    assert network_calls(Heun(10), process, ClassifierFree(weight=1.0)) == 19
-    assert network_calls(Heun(10), process, ClassifierFree(weight=2.0)) == 38
+    assert network_calls(Heun(10), process, LAYOUT, ClassifierFree(weight=1.0)) == 19
+    assert network_calls(Heun(10), process, LAYOUT, ClassifierFree(weight=2.0)) == 38
 
 
 def test_interval_cuts_runs_and_counts_passes():
     process = EDM()
     guidance = ClassifierFree(weight=2.0, interval=(0.2, 5.0))
     inside = sum(0.2 <= t <= 5.0 for t in process.times(12))
-    assert network_calls(Euler(12), process, guidance) == 12 + inside
+    assert network_calls(Euler(12), process, LAYOUT, guidance) == 12 + inside
     spaced = process.respace(process.times(12))
-    runs = guided_runs(Euler(12), spaced, guidance)
+    runs = guided_runs(Euler(12), spaced, LAYOUT, guidance)
     assert [run.guided for run in runs] == [False, True, False]
     assert [run.start for run in runs[1:]] == [run.stop for run in runs[:-1]]
 
@@ -144,6 +144,6 @@ def test_weak_network_guides_away_from_it():
 
 def test_samplers_refuse_processes_they_cannot_walk():
     with pytest.raises(ValueError, match="DDPM process"):
-        network_calls(Ancestral(5), EDM())
+        network_calls(Ancestral(5), EDM(), LAYOUT)
     with pytest.raises(ValueError, match="churn"):
-        network_calls(dataclasses.replace(Heun(5), churn=1.0), DDPM())
+        network_calls(dataclasses.replace(Heun(5), churn=1.0), DDPM(), LAYOUT)

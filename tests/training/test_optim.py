@@ -33,6 +33,15 @@ def test_decay_spares_vectors_and_clip_bounds_the_gradient():
     np.testing.assert_allclose(updates["w"], -0.5 / 1.5, rtol=1e-5)
 
 
+def test_decay_spares_what_is_named():
+    params = {"net": {"embed": {"tokens": jnp.ones((2, 2))}, "out": {"kernel": jnp.ones((2, 2))}}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    transform = AdamW(Constant(lr=0.1), weight_decay=0.5, undecayed=("/embed/",)).transform(10)
+    updates, _ = transform.update(zeros, transform.init(params), params)
+    np.testing.assert_array_equal(updates["net"]["embed"]["tokens"], 0)
+    np.testing.assert_allclose(updates["net"]["out"]["kernel"], -0.05)
+
+
 def test_select_and_merge_by_path():
     params = {"net": {"in": {"w": 1}, "out": {"w": 2, "b": 3}}}
     part = select(params, (r"out/",))
