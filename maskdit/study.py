@@ -1,8 +1,11 @@
 """`maskdit study`: trains the runs of a study, measures them, and prints one table.
 
-Each run is an ordinary work directory of the training loop; a study that was stopped goes on where it was.
+Each run is an ordinary work directory of the training loop; a study that was stopped goes on where it was. A run may
+start from the weights of another one, such as a generator from those of its tokenizer; it is refused where those have
+changed since.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -14,9 +17,10 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
+from maskdit import references
 from maskdit.model import load
 from maskdit.performance import report
-from maskdit.studies import fvq, robusttok, tokenizers
+from maskdit.studies import crt, fvq, robusttok, tokenizers
 from maskdit.studies.description import Column, Study, Trial
 from maskdit.train import train
 from maskdit.training import distributed
@@ -24,7 +28,7 @@ from maskdit.training import distributed
 KIND = "maskdit study 1"
 RESULT = "result.json"
 """What a finished run of a study leaves in its work directory."""
-STUDIES: dict[str, Study] = {study.name: study for study in (tokenizers.STUDY, fvq.STUDY, robusttok.STUDY)}
+STUDIES: dict[str, Study] = {study.name: study for study in (tokenizers.STUDY, fvq.STUDY, robusttok.STUDY, crt.STUDY)}
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,10 +50,11 @@ def study(
 
     Returns:
       What was written: `kind`, `study`, `about`, and `runs`, those that are finished, each with `run`, `seed`,
-      `config`, `overrides`, `steps`, `batch`, `metrics`, `missing`, `seconds`, `date`, `machine`, `versions`.
+      `config`, `overrides`, `after`, `steps`, `batch`, `metrics`, `missing`, `seconds`, `date`, `machine`, `versions`.
 
     Raises:
-      StudyError: for an unknown study or run, and a work directory with results of other settings.
+      StudyError: for an unknown study or run, a work directory with results of other settings, a run alone that comes
+        after one that is not finished, and one that was trained on other weights than that one has.
     """
     plan = find(plan) if isinstance(plan, str) else plan
     names = [trial.name for trial in plan.trials]
@@ -61,13 +66,15 @@ def study(
     stopped = False
     for trial in plan.trials:
         for seed in plan.seeds:
-            folder = root / f"{_slug(trial.name)}-seed{seed}"
+            folder = _folder(root, trial.name, seed)
             config = configuration(plan, trial, seed)
-            found = _finished(folder, config)
-            wanted = only in (None, trial.name) and not stopped
-            if wanted and (found is None or found["missing"]):
+            checksum = _checksum(config)  # of settings alone: work directories may move
+            found = _finished(folder, checksum)
+            wanted = only in (None, trial.name) and not stopped and (found is None or bool(found["missing"]))
+            _link(config, trial, seed, root, needed=wanted)
+            if wanted:
                 _LOG.info("study %s: %s, seed %d", plan.name, trial.name, seed)
-                found = _trained(plan, trial, seed, config, folder)
+                found = _trained(plan, trial, seed, config, folder, checksum)
                 stopped = found is None
             done += [found] if found is not None else []
     record = {"kind": KIND, "study": plan.name, "about": plan.about, "runs": done}
@@ -122,19 +129,20 @@ def read(name: str, json_file: str | None = None) -> dict[str, Any]:
 
 
 def table(plan: Study, record: Mapping[str, Any], markdown: bool = False) -> str:
-    """The results as text, or in Markdown: a row for each run, mean and sample standard deviation over its seeds.
+    """The results as text, or in Markdown: rows of runs (`Trial.row`), mean and sample standard deviation over seeds.
 
     Args:
       plan: the study.
       record: what `study` gives.
       markdown: whether the table is for a README.
     """
-    by_run: dict[str, list[dict[str, Any]]] = {}
+    by_row: dict[str, list[dict[str, Any]]] = {}
+    titles = {trial.name: trial.row or trial.name for trial in plan.trials}
     for result in record["runs"]:
-        by_run.setdefault(result["run"], []).append(result)
+        by_row.setdefault(titles.get(result["run"], result["run"]), []).append(result)
     columns = [c for c in plan.columns if any(_has(result, c) for result in record["runs"])]
     head = ["", *(column.title for column in columns)]
-    rows = [[name, *(_cell(results, column) for column in columns)] for name, results in by_run.items()]
+    rows = [[name, *(_cell(results, column) for column in columns)] for name, results in by_row.items()]
     notes = _notes(plan, record)
     if markdown:
         lines = [head, ["---", *("---:" for _ in columns)], *rows]
@@ -152,7 +160,45 @@ def _slug(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _finished(folder: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
+def _folder(root: epath.Path, name: str, seed: int) -> epath.Path:
+    return root / f"{_slug(name)}-seed{seed}"
+
+
+def _link(config: ConfigDict, trial: Trial, seed: int, root: epath.Path, *, needed: bool) -> None:
+    """Puts references to the runs that a run comes after into its config, with their specs and checksums.
+
+    Raises:
+      StudyError: where the run was begun with other weights than those runs have now, and where one of them that is
+        needed is not finished.
+    """
+    folder = _folder(root, trial.name, seed)
+    for path, name in trial.after.items():
+        source = _folder(root, name, seed)
+        if not distributed.first((source / RESULT).exists):
+            if needed:
+                raise StudyError(f"'{trial.name}' comes after '{name}', and {source} is not finished: run that first")
+            continue
+        configs.override(config, path, configs.pretrained(str(source)))
+        references.weights_of(config, path)
+        now, before = _entry(config, path)["checksum"], _checksum_before(folder, path)
+        if before not in (None, now):
+            raise StudyError(
+                f"{folder} was trained on other weights than {source} has now: remove it, or choose another --workdir"
+            )
+
+
+def _checksum_before(folder: epath.Path, path: str) -> str | None:
+    """The checksum of the weights that a run was begun with, if it was."""
+    stored = folder / "config.json"
+    text = distributed.first(lambda: stored.read_text() if stored.exists() else None)
+    return None if text is None else _entry(configs.from_json(text), path)["checksum"]
+
+
+def _entry(config: ConfigDict, path: str) -> Any:
+    return functools.reduce(lambda node, key: node[key], path.split("."), config)
+
+
+def _finished(folder: epath.Path, checksum: str) -> dict[str, Any] | None:
     """The result that a run has left, if any.
 
     Raises:
@@ -163,23 +209,26 @@ def _finished(folder: epath.Path, config: ConfigDict) -> dict[str, Any] | None:
     if text is None:
         return None
     result = json.loads(text)
-    if result.pop("checksum") != _checksum(config):
+    if result.pop("checksum") != checksum:
         raise StudyError(f"{path} belongs to other settings of this run: choose another --workdir, or remove {folder}")
     return result
 
 
-def _trained(plan: Study, trial: Trial, seed: int, config: ConfigDict, folder: epath.Path) -> dict[str, Any] | None:
+def _trained(
+    plan: Study, trial: Trial, seed: int, config: ConfigDict, folder: epath.Path, checksum: str
+) -> dict[str, Any] | None:
     """Trains a run to its end and measures it; None where it was stopped before."""
     state = train(config, str(folder))
     if int(state.step) < config.steps:
         return None
-    measured = plan.measure(load(str(folder)), configs.build(config))
+    measured = (trial.measure or plan.measure)(load(str(folder)), configs.build(config))
     overrides = {**plan.shared, **trial.overrides}
     result = {
         "run": trial.name,
         "seed": seed,
         "config": trial.config,
         "overrides": {path: _plain(value) for path, value in overrides.items()},
+        "after": dict(trial.after),
         "steps": config.steps,
         "batch": config.batch,
         "metrics": dict(measured.metrics),
@@ -190,7 +239,7 @@ def _trained(plan: Study, trial: Trial, seed: int, config: ConfigDict, folder: e
         "versions": report.versions(),
     }
     if distributed.is_first():
-        _write(folder / RESULT, {**result, "checksum": _checksum(config)})
+        _write(folder / RESULT, {**result, "checksum": checksum})
     return result
 
 
@@ -237,7 +286,11 @@ def _has(result: Mapping[str, Any], column: Column) -> bool:
 def _cell(results: list[dict[str, Any]], column: Column) -> str:
     if any(column.metric in result["missing"] for result in results):
         return "not measured"
-    values = [value * column.factor for result in results if (value := _value(result, column)) is not None]
+    by_seed: dict[int, float] = {}
+    for result in results:
+        if (value := _value(result, column)) is not None:
+            by_seed[result["seed"]] = by_seed.get(result["seed"], 0.0) + value * column.factor
+    values = list(by_seed.values())
     if not values:
         return "–"
     mean, digits = f"{np.mean(values):,.{column.digits}f}", column.digits

@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+import math
+import shutil
 
+import numpy as np
 import pytest
 
+from maskdit import load
 from maskdit import study as verb
 from maskdit.cli import main
-from maskdit.config import ConfigError
+from maskdit.config import ConfigError, pretrained, spec
 from maskdit.evals.reconstruction import Swaps
+from maskdit.networks.rar import RAR
+from maskdit.processes.autoregressive import Autoregressive
 from maskdit.studies.description import Column, Measured, Study, Trial
-from maskdit.studies.measures import Reconstruction
+from maskdit.studies.measures import Likelihood, Reconstruction
 from maskdit.train import train
 
 SMALL = {
@@ -46,6 +52,34 @@ SMALLEST = Study(
         Column("seconds", "seconds"),
     ),
     notes=("A note.",),
+)
+
+TELLS = Trial(
+    "codes generator",
+    "rar_imagenet256:smoke",
+    {
+        "task.network": spec(
+            RAR, vocabulary=64, grid=(2, 2), classes={"group": 8}, width=16, depth=1, heads=2, hidden=16
+        ),
+        "task.process": spec(Autoregressive, anneal_start=0, anneal_end=0),
+        "data.source.split": "val",
+        "data.size": 64,
+        "held_out.size": 64,
+        "checkpoints.every": 2,
+        "log.every": 1,
+        "log.tensorboard": False,
+        "evaluation.examples": 16,
+        "evaluation.images": 0,
+    },
+    after={"task.tokenizer": "codes"},
+    measure=Likelihood(examples=16),
+    row="codes",
+)
+CHAIN = dataclasses.replace(  # the runs of SMALLEST, and a generator on the codes of one
+    SMALLEST,
+    trials=(*(dataclasses.replace(t, overrides={**SMALL, **t.overrides}) for t in SMALLEST.trials), TELLS),
+    shared={},
+    columns=(*SMALLEST.columns, Column("bits", "bits_per_token", 6)),
 )
 
 
@@ -90,6 +124,63 @@ def test_other_settings_are_refused_in_the_same_place(done):
     with pytest.raises(verb.StudyError, match="other settings"):
         verb.study(other, str(root / "runs"), json_file=str(root / "other.json"))
     assert not (root / "other.json").exists()
+
+
+@pytest.fixture(scope="module")
+def chained(done, tmp_path_factory):
+    """The runs of `done` and a generator on the codes of one, which was interrupted in the middle."""
+    root = tmp_path_factory.mktemp("chain")
+    shutil.copytree(done[0] / "runs", root / "runs")
+    half = verb.configuration(CHAIN, TELLS, 0)
+    verb.configs.override(half, "task.tokenizer", pretrained(str(root / "runs" / "codes-seed0")))
+    half.steps, half.horizon = 2, 4
+    train(half, str(root / "runs" / "codes_generator-seed0"))
+    return root, verb.study(CHAIN, str(root / "runs"), json_file=str(root / "s.json"))
+
+
+def test_a_run_works_with_the_weights_of_the_run_before_it_and_goes_on_where_it_was(chained):
+    root, record = chained
+    folder = root / "runs" / "codes_generator-seed0"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and "held_out/loss" in lines[1]
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    generator, tokenizer = load(str(folder)), load(str(root / "runs" / "codes-seed0"))
+    np.testing.assert_array_equal(generator.coder.encode(images), tokenizer.encode(images))
+    told = record["runs"][2]
+    assert told["after"] == {"task.tokenizer": "codes"} and told["metrics"].keys() == {"bits_per_token"}
+    np.testing.assert_allclose(told["metrics"]["bits_per_token"], lines[3]["held_out/loss"] / math.log(2), rtol=1e-5)
+
+
+def test_stages_of_one_thing_share_a_row(chained):
+    _, record = chained
+    head, first, second = verb.table(CHAIN, record).splitlines()[1:4]
+    assert head.split()[-2:] == ["seconds", "bits"] and first.startswith("codes ") and second.startswith("no revival")
+    stages = [record["runs"][0], record["runs"][2]]
+    seconds = sum(run["seconds"] for run in stages)
+    bits = stages[1]["metrics"]["bits_per_token"]
+    assert first.split()[1] == f"{stages[0]['metrics']['psnr']:.2f}"
+    assert first.split()[-2:] == [f"{seconds:.2f}", f"{bits:.6f}"] and second.split()[-1] == "–"
+
+
+def test_a_run_before_that_has_other_weights_now_is_refused(chained, tmp_path):
+    root, _ = chained
+    shutil.copytree(root / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs" / "codes-seed0" / "checkpoints")
+    shutil.copytree(tmp_path / "runs" / "no_revival-seed0" / "checkpoints", tmp_path / "runs/codes-seed0/checkpoints")
+    with pytest.raises(verb.StudyError, match="codes_generator-seed0 was trained on other weights"):
+        verb.study(CHAIN, str(tmp_path / "runs"), json_file=str(tmp_path / "s.json"))
+
+
+def test_a_run_alone_waits_for_the_run_before_it(tmp_path):
+    with pytest.raises(verb.StudyError, match=r"'codes generator' comes after 'codes', and .* is not finished"):
+        verb.study(CHAIN, str(tmp_path / "runs"), json_file=str(tmp_path / "s.json"), only="codes generator")
+
+
+@pytest.mark.parametrize("name", ["codez", "codes generator"])
+def test_a_run_comes_after_one_that_stands_before_it(name):
+    late = dataclasses.replace(TELLS, after={"task.tokenizer": name})
+    with pytest.raises(ValueError, match=f"comes after '{name}': name a trial that stands before it"):
+        dataclasses.replace(CHAIN, trials=(*CHAIN.trials[:2], late))
 
 
 def test_a_table_from_results_alone(done, tmp_path, monkeypatch, capsys):
@@ -152,7 +243,7 @@ def test_every_run_of_a_study_has_a_config_that_builds(name):
     plan = verb.find(name)
     for trial in plan.trials:
         config = verb.configuration(plan, trial, 5)
-        assert config.seed == 5 and verb.configs.build(config).steps == plan.shared["steps"]
+        assert config.seed == 5 and verb.configs.build(config).steps == config.steps > 0
 
 
 def test_overrides_that_do_not_fit_are_refused():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from maskdit.contracts import Array, Cond, Draw, Layout, Predict
 from maskdit.samplers.sampling import At, State, Stretch
 from maskdit.samplers.tokens import first_tokens
-from maskdit.samplers.unmask import gumbel, highest
+from maskdit.samplers.unmask import gumbel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TokenByToken:
         """One step. Draws, from `draw.at(i)`: `token` (uniform `[B, V]`)."""
         logits, cache = self._logits(process, predict, state, i, run)
         noise = gumbel(state.draw.at(i).uniform("token", logits.shape))
-        drawn = highest(jax.nn.log_softmax(logits / self.temperature) + noise).astype(state.x.dtype)  # [B]
+        drawn = (jax.nn.log_softmax(logits / self.temperature) + noise).argmax(-1).astype(state.x.dtype)  # [B]
         mask = predict.layout.mask
         here = jnp.arange(state.x.shape[1]) == i
         x = jnp.where(here & (state.x == mask), drawn[:, None], state.x)

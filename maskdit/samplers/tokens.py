@@ -13,7 +13,7 @@ from maskdit.contracts import Array, Cond, Draw, Layout, Predict, PyTree
 from maskdit.processes.masked import MASKS, check_schedule, lowest
 from maskdit.samplers.sampling import At, State, Stretch
 from maskdit.samplers.temperature import temperatures
-from maskdit.samplers.unmask import Draft, gumbel, highest, most_confident
+from maskdit.samplers.unmask import Draft, gumbel, most_confident
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Confidence:
         free = jnp.where(i == 0, masked.sum(1), jnp.asarray(state.free))
         logits, cache = self._logits(process, predict, state, masked, i, run)
         noise = gumbel(draw.uniform("token", logits.shape))
-        drawn = highest(logits + _at(self._token_temperature, steps, i) * noise)
+        drawn = jnp.argmax(logits + _at(self._token_temperature, steps, i) * noise, axis=-1)
         ids = jnp.where(masked, drawn, state.x).astype(state.x.dtype)
         scores = jnp.take_along_axis(logits, ids[..., None], axis=-1)[..., 0]
         priority = self.policy(Draft(ids, masked, scores, _at(self.temperature, steps, i), draw, layout))
@@ -189,7 +189,7 @@ class AncestralUnmasking:
         masked = state.x == layout.mask  # [B, K]
         at = At(jnp.asarray(process.grid, jnp.float32)[i], i, steps)
         logits, _ = process.logits(predict, state.x, masked.mean(1), state.cond, at=at)
-        drawn = highest(logits / self.temperature + gumbel(draw.uniform("token", logits.shape)))
+        drawn = jnp.argmax(logits / self.temperature + gumbel(draw.uniform("token", logits.shape)), axis=-1)
         ids = jnp.where(masked, drawn, state.x).astype(state.x.dtype)
         share = jnp.asarray(MASKS[self.schedule](np.asarray(process.grid), np), jnp.float32)
         stays = draw.uniform("unmask", state.x.shape) < share[i + 1] / share[i]

@@ -6,7 +6,6 @@ become masks again. A new policy is one such function, `Confidence(policy=it)`; 
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -59,16 +58,6 @@ def gumbel(uniform: Array) -> Array:
     """Gumbel noise of uniform numbers, finite at 0 too."""
     least = 1e-20
     return -jnp.log(jnp.maximum(-jnp.log(jnp.maximum(uniform, least)), least))
-
-
-def highest(values: Array) -> Array:
-    """The place of the highest number along the last axis, the first of equals, as `jnp.argmax`, int32.
-
-    On a CPU argmax reduces pairs, into which noise that it is given is drawn number by number: three times the time.
-    """
-    places = jax.lax.broadcasted_iota(jnp.int32, values.shape, values.ndim - 1)
-    last = values.shape[-1] - 1
-    return jnp.where(values == values.max(-1, keepdims=True), places, last).min(-1)
 
 
 @functools.lru_cache

@@ -36,11 +36,19 @@ class Trial:
       name: in tables, and with the seed the name of its work directory.
       config: `NAME[:variant]`, or a file.
       overrides: dotted path in the config -> plain value or spec; over those that all trials share.
+      after: dotted path in the config -> an earlier trial, whose run of the same seed gives the weights there: a
+        reference to its work directory takes the place of what the config has.
+      measure: what is measured of it; None for what the study measures.
+      row: of the table; None for one of its own name. Trials of one row are stages of one thing: each metric is
+        measured in one of them, seconds are added up.
     """
 
     name: str
     config: str
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    after: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    measure: Measure | None = None
+    row: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +78,12 @@ class Study:
       trials: the runs, in the table's order.
       seeds: of each run.
       shared: overrides of all trials; see `Trial.overrides`.
-      measure: what is measured of each run.
+      measure: what is measured of each run; see `Trial.measure`.
       columns: of the table.
       notes: sentences below the table: definitions of what is measured.
 
     Raises:
-      ValueError: for no seeds or trials, and two trials of one name.
+      ValueError: for no seeds or trials, two trials of one name, and one after a trial that is not before it.
     """
 
     name: str
@@ -91,3 +99,6 @@ class Study:
         names = [trial.name for trial in self.trials]
         if not names or not self.seeds or len(set(names)) < len(names):
             raise ValueError(f"a study has trials of different names and one seed or more, got {names}, {self.seeds}")
+        for place, trial in enumerate(self.trials):
+            if late := set(trial.after.values()) - set(names[:place]):
+                raise ValueError(f"'{trial.name}' comes after '{min(late)}': name a trial that stands before it")

@@ -1,8 +1,9 @@
-"""What studies of tokenizers measure."""
+"""What studies measure: of tokenizers, and of generators on their tokens."""
 
 import dataclasses
 from typing import Any
 
+from maskdit.evals.likelihood import bits_per_token
 from maskdit.evals.reconstruction import Distance, Swaps, codes_used, reconstruction
 from maskdit.model import load
 from maskdit.studies.description import Measured
@@ -45,3 +46,24 @@ class Reconstruction:
             return load(self.lpips).distance, {}
         except (ValueError, OSError):
             return None, {"lpips": f"maskdit fetch {self.lpips}"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """`maskdit.evals.likelihood.bits_per_token` of a generator on its held-out images.
+
+    Figures of generators on codes of different tokenizers say how predictable those codes are; what the tokenizers lose
+    has to stand beside.
+
+    Attributes:
+      examples: held-out images, at most.
+      seed: of what the process draws.
+    """
+
+    examples: int = 4096
+    seed: int = 0
+
+    def __call__(self, model: Any, run: Run) -> Measured:
+        """Figures of a generator of token ids, which knows its held-out images itself."""
+        del run
+        return Measured({"bits_per_token": bits_per_token(model, self.examples, (self.seed,)).means[0]})

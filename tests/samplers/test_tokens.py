@@ -14,7 +14,7 @@ from maskdit.samplers.heun import Heun
 from maskdit.samplers.sampling import Known, guided_runs, network_calls, sample, walk
 from maskdit.samplers.temperature import Between, Constant, Falling, started, temperatures
 from maskdit.samplers.tokens import AncestralUnmasking, Confidence
-from maskdit.samplers.unmask import halton, halton_order, highest, shuffled
+from maskdit.samplers.unmask import halton, halton_order, shuffled
 
 CODES, ROWS = 6, 3
 LAYOUT = Layout(grid=(4, 4), vocabulary=CODES)
@@ -221,8 +221,3 @@ def test_temperatures():
 def test_what_does_not_go_together_is_told(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_the_highest_is_argmax_ties_too():
-    values = np.random.default_rng(0).integers(0, 4, (50, 9)).astype(np.float32)
-    np.testing.assert_array_equal(highest(jnp.asarray(values)), values.argmax(-1))
