@@ -13,7 +13,7 @@ Published weights read the states of CLIP ViT-H/14 before its last layer, and it
 
 Paper: HPS v2 28.83 as far as we know; 100k steps at a batch of 2048, 100k at 512, 42k at 256; 48 days of an H100 in
 all. The learning rate and clip are those of the authors' script. The time is the share of masked tokens here; published
-weights take `sampler.countdown=True`, as the name `meissonic-1024` of published weights sets. Ours: unverified.
+weights take `sampler.countdown=True` and `count_dtype=float32`, as the name `meissonic-1024` sets. Ours: unverified.
 """
 
 from typing import Any

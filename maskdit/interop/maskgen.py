@@ -35,7 +35,7 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         text_width=text,
         pooled_width=text,
         scalars={SCORE: model.get("sample_aesthetic_score", AESTHETIC)} if scored else {},
-        score_width=model["micro_condition_embed_dim"],
+        score_width=model.get("micro_condition_embed_dim", 256),
         tied=model.get("weight_tying", True),
         spare=model["condition_num_classes"] + 1,
     )

@@ -145,7 +145,7 @@ _MEISSONIC = Published(
     resolution=1024,
     prefer=("transformer/diffusion_pytorch_model.safetensors",),
     generator="meissonic:1024",
-    overrides={"sampler.countdown": True},
+    overrides={"sampler.countdown": True, "sampler.count_dtype": "float32"},
     tokenizer="meissonic-vq-f16",
     note="reads the states of CLIP ViT-H/14 before its last layer and its projected text; the sizes are unverified",
 )

@@ -37,6 +37,8 @@ class Confidence:
       counted: whether the network is told how many tokens are masked: each step is a program of its own (ENAT).
       reuse: whether it takes the features of the step before, too.
       countdown: whether its time is S - 1 - i, in place of the share of masked tokens (Meissonic).
+      count_dtype: in which the schedule's counts are taken: where a share of the tokens is a whole number, `float32`
+        may land one below (as Meissonic's code does) and `float64` does not.
 
     Raises:
       ValueError: for a schedule or confidence that there is not.
@@ -53,11 +55,14 @@ class Confidence:
     counted: bool = False
     reuse: bool = False
     countdown: bool = False
+    count_dtype: str = "float64"
 
     def __post_init__(self) -> None:
         check_schedule(self.schedule)
         if self.confidence not in ("logit", "log_probability"):
             raise ValueError(f"confidence '{self.confidence}' is none of logit, log_probability")
+        if self.count_dtype not in ("float32", "float64"):
+            raise ValueError(f"count_dtype '{self.count_dtype}' is none of float32, float64")
         if self.reuse and not self.counted:
             raise ValueError("reuse of features needs the number of masks: set counted=True")
 
@@ -123,12 +128,10 @@ class Confidence:
         return self.temperature if self.token_temperature is None else self.token_temperature
 
     def _left(self, steps: int, tokens: int) -> np.ndarray:
-        """How many masks the schedule leaves after each step for each number of unknown tokens, `[steps, K + 1]`.
-
-        In float64: where the product is a whole number, float32 may land one below.
-        """
-        shares = MASKS[self.schedule](np.arange(1, steps + 1) / steps, np)
-        return np.floor(shares[:, None] * np.arange(tokens + 1)).astype(np.int32)
+        """How many masks the schedule leaves after each step for each number of unknown tokens, `[steps, K + 1]`."""
+        kind = np.dtype(self.count_dtype)
+        shares = MASKS[self.schedule](np.arange(1, steps + 1, dtype=kind) / kind.type(steps), np)
+        return np.floor(shares[:, None] * np.arange(tokens + 1, dtype=kind)).astype(np.int32)
 
     def _logits(
         self, process: Any, predict: Predict, state: State, masked: Array, i: Any, run: Stretch

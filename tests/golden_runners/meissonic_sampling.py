@@ -36,6 +36,7 @@ def decoded(case, one):
         token_temperature=(1.0,) * steps,
         confidence="log_probability",
         countdown=True,
+        count_dtype="float32",
     )
     # [S, 2, B, K, V]: conditional, unconditional
     logits = np.stack([case.arrays[f"{name}_{which}_logits"] for which in ("cond", "uncond")], axis=1)

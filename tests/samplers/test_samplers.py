@@ -12,7 +12,7 @@ from maskdit.processes.edm import EDM
 from maskdit.samplers.ancestral import DDIM, Ancestral
 from maskdit.samplers.guidance import ClassifierFree, WeakNetwork
 from maskdit.samplers.heun import Euler, Heun
-from maskdit.samplers.sampling import guided_runs, network_calls, sample
+from maskdit.samplers.sampling import At, guided_runs, network_calls, sample
 
 SPREAD = 0.5
 LAYOUT = Layout(grid=(1, 1), patch=1, channels=1)
@@ -125,7 +125,7 @@ def test_first_channels_only_and_variance_of_the_conditional_half():
     null = lambda cond: Cond(labels={"shift": jnp.zeros_like(cond.labels["shift"])})  # noqa: E731
     predict = Predict(call=call, null=null, layout=LAYOUT)
     guided = ClassifierFree(weight=4.0, channels=3).wrap(predict)
-    out = guided(jnp.zeros((2, 5)), jnp.ones(2), Cond(labels={"shift": jnp.ones(2)}), at=None)
+    out = guided(jnp.zeros((2, 5)), jnp.ones(2), Cond(labels={"shift": jnp.ones(2)}), at=At(1.0, 0, 1))
     np.testing.assert_array_equal(out.x[0], [4, 4, 4, 1, 1])
     np.testing.assert_array_equal(out.aux["variance"], np.ones((2, 5)))
 

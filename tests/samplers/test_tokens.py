@@ -73,6 +73,9 @@ def test_the_schedule_is_exact_where_float32_is_one_below():
     """arccos(1/2) / (pi/2) is 2/3, and 2/3 of 12 is 8; single precision makes it 7."""
     layout = Layout(grid=(12,), vocabulary=CODES)
     assert Confidence(steps=4)._left(4, 12)[1, 12] == 8
+    third = Confidence(steps=3, schedule="linear")
+    assert third._left(3, 12)[0, 12] == 8 and third._left(3, 12)[:, 0].tolist() == [0, 0, 0]
+    assert dataclasses.replace(third, count_dtype="float32")._left(3, 12)[0, 12] == 7
     assert network_calls(Confidence(steps=4), Masked(), layout) == 4
 
 
@@ -209,6 +212,7 @@ def test_temperatures():
         (lambda: network_calls(Heun(), Masked(), LAYOUT), "use a sampler of them"),
         (lambda: Confidence(confidence="entropy"), "none of logit, log_probability"),
         (lambda: Confidence(reuse=True), "set counted=True"),
+        (lambda: Confidence(count_dtype="float16"), "none of float32, float64"),
         (lambda: run(Confidence(steps=4, counted=True, reuse=True)), "which this network does not take"),
         (lambda: run(Confidence(steps=4, temperature=(1.0, 2.0))), "2 temperatures were given for 4 steps"),
         (lambda: temperatures(-1.0, 2), "temperatures are 0 or more"),
