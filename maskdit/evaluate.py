@@ -11,6 +11,7 @@ from etils import epath
 
 from maskdit.evals import labels, likelihood
 from maskdit.model import load
+from maskdit.samplers.temperature import started
 from maskdit.training import distributed
 
 
@@ -184,6 +185,13 @@ def _shown(value: float | None, unit: str) -> str:
     return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f} {unit}"
 
 
+def _temperature(sampler: Any, settings: Settings) -> Any:
+    """The temperature of a run, or its course in words."""
+    own, asked = sampler.temperature, settings.temperature
+    course = own if asked is None else started(own, asked)
+    return course if isinstance(course, int | float) else str(course)
+
+
 def _settings(model: Any, settings: Settings) -> dict[str, Any]:
     """The settings as they were used, the model's own included."""
     sampler, guidance = getattr(model, "sampler", None), getattr(model, "guidance", None)
@@ -193,5 +201,5 @@ def _settings(model: Any, settings: Settings) -> dict[str, Any]:
         "sampler": type(sampler).__name__ if sampler is not None else None,
         "steps": getattr(sampler, "steps", None) if settings.steps is None else settings.steps,
         "guidance": getattr(guidance, "weight", None) if settings.guidance is None else settings.guidance,
-        **({} if settings.temperature is None else {"temperature": settings.temperature}),
+        **({"temperature": _temperature(sampler, settings)} if hasattr(sampler, "temperature") else {}),
     }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from maskdit.contracts import ModelError
+from maskdit.data.embeddings import Embeddings
 from maskdit.data.source import UnreadableRecord
 from maskdit.data.transforms import decode
 from maskdit.evals import pictures
@@ -61,7 +63,7 @@ def sample(
       labels: sets of labels, given to the images in turn; none for random ones.
       out: a PNG file for the images as a grid, of an edit after the image and what is kept of it; `samples.png` where
         none of `out`, `npz` and `trajectory` is given.
-      npz: a file for the images, `arr_0` uint8 `[count, H, W, 3]`, and their labels.
+      npz: a file for the images, `arr_0` uint8 `[count, H, W, 3]`, their labels, and what their texts are called.
       trajectory: a file for what the model took for the images after each step: `.gif` an animation of the grid, `.png`
         a row for each image.
       count: number of images; by default 16, of an edit 4, and with texts as many as there are texts.
@@ -112,6 +114,8 @@ def sample(
         print(f"wrote {out or 'samples.png'}: {len(images)} images")
     if npz:
         drawn = model.labels(chosen, count=len(images), seed=settings.get("seed", 0), first=settings.get("first", 0))
+        if text is not None:
+            drawn["text"] = [name for name, _ in zip(itertools.cycle(Embeddings(text).names), images, strict=False)]
         npz = npz if npz.endswith(".npz") else f"{npz}.npz"
         with epath.Path(npz).open("wb") as file:
             np.savez_compressed(file, arr_0=images, **{name: np.array(values) for name, values in drawn.items()})  # type: ignore[arg-type]

@@ -125,7 +125,7 @@ def test_guidance_needs_dropped_labels(model):
 
 
 def test_samplers_by_name_keep_what_the_model_has():
-    own = Confidence(steps=5, schedule="cosine", temperature=3.0, counted=True, reuse=True)
+    own = Confidence(steps=5, schedule="cosine", least=0, temperature=3.0, counted=True, reuse=True)
     assert sampler_named("confidence", own) is own
     spread = sampler_named("halton", own)
     assert (spread.policy, spread.steps, spread.schedule, spread.reuse) == (halton, 5, "cosine", True)

@@ -57,7 +57,7 @@ def check_conditions(network: Any, batch_shapes: Mapping[str, Any]) -> None:
         _LOG.warning("the network takes no %s of the data, but %s", ", ".join(unknown), ", ".join(sorted(taken)))
 
 
-def read_prompts(path: str, network: Any) -> tuple[Cond, list[str]]:
+def read_prompts(path: str, network: Any) -> Cond:
     """Reads prompts to sample from, a row of a file for each.
 
     Args:
@@ -65,7 +65,7 @@ def read_prompts(path: str, network: Any) -> tuple[Cond, list[str]]:
       network: see `maskdit.contracts.Network`.
 
     Returns:
-      The condition of N prompts as NumPy arrays `[N, ...]`, without labels, and their names.
+      The condition of N prompts as NumPy arrays `[N, ...]`, without labels.
 
     Raises:
       DataError: for a network that takes no texts, and a file that is missing or does not go with the network.
@@ -94,7 +94,7 @@ def read_prompts(path: str, network: Any) -> tuple[Cond, list[str]]:
     for name, array in batch.items():
         if not np.isfinite(array).all():
             raise DataError(f"'{path}' has numbers in '{name.removeprefix(SCALAR)}' that are not finite: make it again")
-    return jax.tree.map(np.asarray, _texts(network, batch)), texts.names
+    return jax.tree.map(np.asarray, _texts(network, batch))
 
 
 def _texts(network: Any, batch: Mapping[str, Any]) -> Cond:

@@ -22,12 +22,10 @@ class CausalAttention(nn.Module):
     Attributes:
       heads: number of heads; the width of the input must divide by it.
       dtype: dtype of the products.
-      backend: see `maskdit.layers.attention.attention`.
     """
 
     heads: int
     dtype: str = "float32"
-    backend: str = "auto"
 
     @nn.compact
     def __call__(
@@ -49,7 +47,7 @@ class CausalAttention(nn.Module):
         q, k, v = (one.reshape(batch, tokens, self.heads, -1) for one in joined)  # [B, N, H, d]
         q, k = (_norm(name)(one).astype(self.dtype) for name, one in (("q_norm", q), ("k_norm", k)))
         if memory is None:
-            out = attention(q, k, v, backend=self.backend, causal=True, drop=drop)
+            out = attention(q, k, v, causal=True, drop=drop)
         else:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(memory[name], new, place, 1) for name, new in (("k", k), ("v", v))

@@ -327,7 +327,7 @@ class ENAT(nn.Module):
         if masked is None:
             raise ValueError(
                 "ENAT needs `masked`, the number of masks in every row: train it with counts of whole batches "
-                "(Masked(counts=BatchCounts(...))) and sample with counted=True"
+                "(Masked(counts=BatchCounts(...))) and sample with counted=True, least=0"
             )
         if fresh is not None and cache is None:
             raise ValueError(f"fresh={fresh} without the cache of an earlier call: give both, or neither")

@@ -18,8 +18,8 @@ from maskdit.contracts import Array, Cond, Draw, Layout, Prediction, null_condit
 from maskdit.layers.embed import LabelEmbed
 from maskdit.layers.linear import Linear
 from maskdit.layers.stack import run_stack
-from maskdit.networks.dit import check_call
 from maskdit.networks.joint_block import INIT, AdaptiveNorm, JointBlock, check_text, joint_macs
+from maskdit.networks.maskgit import check_ids
 
 SIZES: dict[str, dict[str, int]] = {
     "L": {"width": 1024, "depth": 16, "heads": 16},
@@ -155,7 +155,7 @@ class MaskGen(nn.Module):
         """
         del t, draw, train
         _all_tokens(keep)
-        check_call(x, self.layout, taps, self.tap_names)
+        check_ids(x, self.layout, taps, self.tap_names)
         given, pooled = check_text(cond.text, cond.pooled, self.text_width, self.pooled_width)
         c = self._condition(cond, pooled)
         init = nn.with_logical_partitioning(INIT, ("vocab", "embed"))

@@ -26,8 +26,8 @@ from maskdit.layers.norm import RMSNorm
 from maskdit.layers.patch import patchify, unpatchify
 from maskdit.layers.rope import place_angles
 from maskdit.layers.stack import run_stack
-from maskdit.networks.dit import check_call
 from maskdit.networks.joint_block import INIT, JointBlock, SingleBlock, check_text, joint_macs, single_macs
+from maskdit.networks.maskgit import check_ids
 
 MICRO = ("width", "height", "crop_y", "crop_x", "aesthetic")
 """The micro-conditions, in the order of their features: sides of the image and corner of the crop in pixels, score."""
@@ -181,7 +181,7 @@ class Meissonic(nn.Module):
         """
         del draw, train
         _all_tokens(keep)
-        check_call(x, self.layout, taps, self.tap_names)
+        check_ids(x, self.layout, taps, self.tap_names)
         given, pooled = check_text(cond.text, cond.pooled, self.text_width, self.pooled_width)
         c = self._condition(t, cond, pooled, x.shape[0])
         image = self._embed(x)  # [B, n, D]

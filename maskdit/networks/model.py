@@ -21,7 +21,7 @@ from maskdit.draw import Draw
 from maskdit.samplers import editing
 from maskdit.samplers.guidance import ClassifierFree, WeakNetwork
 from maskdit.samplers.program import Rows, sampling_program
-from maskdit.samplers.sampling import Known, network_calls
+from maskdit.samplers.sampling import Known, guided_runs
 from maskdit.samplers.temperature import started
 from maskdit.tokenizers.grid import codes_per_position
 from maskdit.tokenizers.model import TokenizerModel
@@ -158,9 +158,25 @@ class GeneratorModel:
         """Images uint8 `[B, H, W, 3]`; see `TokenizerModel.decode`."""
         return self.coder.decode(latents)
 
-    def predict(self, x: Array, t: Array, labels: Mapping[str, Array]) -> Any:
-        """The bare network's `Prediction` for inputs `[B, ...]`, times `[B]` and label ids `[B]`."""
-        everything = (self.variables["params"]["network"], x, t, Cond(labels=dict(labels)))
+    def predict(self, x: Array, t: Array, labels: Mapping[str, Array], text: str | Cond | None = None) -> Any:
+        """The bare network's `Prediction`.
+
+        Args:
+          x: inputs `[B, ...]`; of ids whole numbers up to the vocabulary, which is the mask.
+          t: times `[B]`.
+          labels: label ids `[B]` by name.
+          text: as `sample` takes it, for a model that takes text.
+
+        Raises:
+          ModelError: for ids outside the vocabulary, and text that is missing or does not go with the model.
+        """
+        vocabulary = self.task.layout.vocabulary
+        if vocabulary is not None:
+            ids = np.asarray(x)
+            if not np.issubdtype(ids.dtype, np.integer) or ids.min(initial=0) < 0 or ids.max(initial=0) > vocabulary:
+                raise ModelError(f"token ids are whole numbers from 0 to {vocabulary}, the mask; some of these are not")
+        cond = self._condition({name: np.asarray(ids) for name, ids in labels.items()}, self._prompts(text), len(x))
+        everything = (self.variables["params"]["network"], x, t, cond)
         params, x, t, cond = placement.spread(everything, replicated(self._devices))
         return bind(self.task.network, params)(x, t, cond)
 
@@ -181,27 +197,31 @@ class GeneratorModel:
         sampler = sampler or self.sampler
         if sampler is None:
             raise ModelError("this model has no sampler of its own: pass sampler=")
+        if not hasattr(sampler, "runs"):
+            raise ModelError(f"a sampler is an object, such as maskdit.samplers.tokens.Confidence(), not {sampler!r}")
         if steps is not None:
-            if steps < 1:
-                raise ModelError(f"a sampler takes 1 or more steps, got {steps}")
-            sampler = dataclasses.replace(sampler, steps=steps)
+            if not isinstance(steps, int | np.integer) or steps < 1:
+                raise ModelError(f"a sampler takes 1 or more steps, a whole number, got {steps}")
+            sampler = dataclasses.replace(sampler, steps=int(steps))
         if temperature is not None:
             if not hasattr(sampler, "temperature"):
                 raise ModelError(f"{type(sampler).__name__} has no temperature: samplers of tokens have one")
             sampler = dataclasses.replace(sampler, temperature=started(sampler.temperature, float(temperature)))
         guidance = self.guidance
         if weak is not None:
+            if weak.task.layout != self.task.layout:
+                raise ModelError(f"the weak model makes {weak.task.layout}, and this one {self.task.layout}")
             guidance = WeakNetwork(weight=2.0 if weight is None else weight)
         elif weight is not None:
             guidance = None if weight == 1 else dataclasses.replace(guidance or ClassifierFree(), weight=float(weight))
-        self._check_guidance(None if weak is not None else guidance)
-        network_calls(sampler, self.task.process, self.task.layout, guidance)  # refuses what does not go together
+        process = self.task.process.respace(sampler.grid(self.task.process, self.task.layout))
+        runs = guided_runs(sampler, process, self.task.layout, guidance)  # refuses what does not go together
+        if weak is None and any(run.guided for run in runs):
+            self._check_guidance()
         return sampler, guidance
 
-    def _check_guidance(self, guidance: Any) -> None:
-        """Refuses guidance by dropped conditions that the model cannot drop."""
-        if guidance is None or guidance.weight == 1:
-            return
+    def _check_guidance(self) -> None:
+        """Refuses guidance by dropped conditions to a model that cannot drop them."""
         if not (self.task.network.classes or takes_text(self.task.network)):
             raise ModelError("this model has no labels to guide by: use guidance 1, or give a weak model")
         if not self.task.label_drop:
@@ -217,7 +237,7 @@ class GeneratorModel:
             check_conditions(self.task.network, {name: array for name, array in given.items() if array is not None})
             return dataclasses.replace(text, labels={})
         if text is not None:
-            return read_prompts(text, self.task.network)[0]
+            return read_prompts(text, self.task.network)
         if takes_text(self.task.network):
             raise ModelError("this model is conditioned on text: give a file of text embeddings (--text-embeddings)")
         return None
@@ -239,10 +259,12 @@ class GeneratorModel:
             raise ModelError("an edit takes both an image and a mask")
         if image is None:
             return None, None
-        image, mask = np.asarray(image), np.asarray(mask) != 0
+        image, mask = np.asarray(image), np.asarray(mask)
         image = image[None] if image.ndim == 3 else image
         if image.dtype != np.uint8:
             raise ModelError(f"an image to edit is uint8, got {image.dtype}")
+        if mask.dtype != bool:
+            raise ModelError(f"a mask is of bools, true where the image is made anew, got {mask.dtype}: mask > 127")
         tokenizer = self.task.tokenizer
         side = editing.side_of(self.task.layout, tokenizer.latent, codes_per_position(tokenizer))
         editing.check_edit(side, tokenizer.latent, image, mask)

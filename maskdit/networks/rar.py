@@ -48,7 +48,6 @@ class Block(nn.Module):
       dropout: share of the numbers inside and at the end of each branch that is dropped in training.
       attention_dropout: share of the attention weights that is.
       dtype: dtype of the products.
-      attention: attention backend.
     """
 
     heads: int
@@ -56,7 +55,6 @@ class Block(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     dtype: str = "float32"
-    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -72,7 +70,7 @@ class Block(nn.Module):
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = joined
         drop = factors((batch, self.heads, count, count), self.attention_dropout, draw, "weights")
         y = _modulate(layer_norm("norm1", _EPSILON)(x), shift_attn, scale_attn, self.dtype)
-        attn, seen = CausalAttention(self.heads, self.dtype, self.attention, name="attn")(y, drop, memory, place)
+        attn, seen = CausalAttention(self.heads, self.dtype, name="attn")(y, drop, memory, place)
         attn = drop_out(attn, self.dropout, draw, "attn")
         x = x + gate_attn * attn
         y = _modulate(layer_norm("norm2", _EPSILON)(x), shift_mlp, scale_mlp, self.dtype)
@@ -95,7 +93,6 @@ class RAR(nn.Module):
       attention_dropout: share of the attention weights that is.
       spare_positions: rows of the two tables of places beyond the number of codes; two of them are used.
       spare_steps: rows of the table of steps beyond the number of codes; two of them are used.
-      attention: attention backend, see `maskdit.layers.attention`.
       scan: whether blocks run under one `lax.scan` where no memory is kept: faster to compile; equal results.
       remat: what a block keeps for the backward pass, a name of `maskdit.layers.stack.REMAT`.
       dtype: dtype of tokens, memory and products; norms, softmax and the logits are float32.
@@ -115,7 +112,6 @@ class RAR(nn.Module):
     attention_dropout: float = 0.0
     spare_positions: int = 1024
     spare_steps: int = 100
-    attention: str = "auto"
     scan: bool = False
     remat: str = "none"
     dtype: str = "float32"
@@ -249,7 +245,7 @@ class RAR(nn.Module):
         return Prediction(x=self._head(x[:, -1:], c[:, -1:]), cache=seen)
 
     def _blocks(self) -> list[Block]:
-        fields = (self.heads, self.hidden, self.dropout, self.attention_dropout, self.dtype, self.attention)
+        fields = (self.heads, self.hidden, self.dropout, self.attention_dropout, self.dtype)
         return [Block(*fields, name=f"blocks_{i}") for i in range(self.depth)]
 
     def _tables(self) -> "_Tables":

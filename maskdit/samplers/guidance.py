@@ -5,6 +5,7 @@ guided, and no second pass is made.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ class ClassifierFree:
       ahead: whether progress is (i + 1) / S.
 
     Raises:
-      ValueError: for an unknown schedule or a negative power.
+      ValueError: for a weight that is not finite, an unknown schedule, or a negative power.
     """
 
     weight: float = 1.0
@@ -56,6 +57,7 @@ class ClassifierFree:
     ahead: bool = False
 
     def __post_init__(self) -> None:
+        _check_weight(self.weight)
         if self.schedule not in _SHARES:
             raise ValueError(f"guidance schedule '{self.schedule}' is none of {', '.join(_SHARES)}")
         if self.power < 0:
@@ -106,6 +108,9 @@ class WeakNetwork:
     weight: float = 1.0
     interval: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        _check_weight(self.weight)
+
     def active(self, at: At) -> bool:
         """Whether a call at this place of a run is guided; known before the run."""
         return self.weight != 1 and _inside(at.t, self.interval)
@@ -114,17 +119,24 @@ class WeakNetwork:
         """The guided prediction.
 
         Raises:
-          ValueError: where no weak network is given.
+          ValueError: where no weak network is given, and where only one of the two has a memory.
         """
         if weak is None:
             raise ValueError("this guidance needs a weak network: pass weak=")
 
-        def call(x: Array, t: Array, cond: Cond, *, at: At, **kw: Any) -> Prediction:
-            first, second = predict(x, t, cond, **kw), weak(x, t, cond, **kw)
-            weight = _weight(jnp.asarray(self.weight, jnp.float32), self.interval, at)
-            return Prediction(x=_guide(first.x, second.x, weight, None), aux=first.aux)
+        if (predict.init_cache is None) != (weak.init_cache is None):
+            raise ValueError("one of the two networks has a memory and the other none: guide with one of the same kind")
 
-        return _Guided(call=call, null=predict.null, layout=predict.layout)
+        def call(x: Array, t: Array, cond: Cond, *, at: At, cache: Any = None, **kw: Any) -> Prediction:
+            own, other = ({}, {}) if cache is None else ({"cache": cache[0]}, {"cache": cache[1]})
+            first, second = predict(x, t, cond, **own, **kw), weak(x, t, cond, **other, **kw)
+            weight = _weight(jnp.asarray(self.weight, jnp.float32), self.interval, at)
+            caches = None if cache is None else (first.cache, second.cache)
+            return Prediction(x=_guide(first.x, second.x, weight, None), aux=first.aux, cache=caches)
+
+        memories = predict.init_cache, weak.init_cache
+        paired = None if None in memories else lambda rows: tuple(memory(rows) for memory in memories)  # type: ignore
+        return _Guided(call=call, null=predict.null, layout=predict.layout, init_cache=paired)
 
 
 class _Guided(Predict):
@@ -132,6 +144,11 @@ class _Guided(Predict):
 
     def __call__(self, x: Array, t: Array, cond: Cond, **kw: Any) -> Prediction:
         return self.call(x, t, cond, **kw)
+
+
+def _check_weight(weight: float) -> None:
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight of guidance is a finite number, got {weight}")
 
 
 def _inside(t: float, interval: tuple[float, float] | None) -> bool:

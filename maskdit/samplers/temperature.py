@@ -1,6 +1,7 @@
 """How strong the noise of a token sampler is at each of its steps."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,15 +17,15 @@ class Falling:
       least: it falls no further than this.
 
     Raises:
-      ValueError: for negative ones.
+      ValueError: for negative or infinite ones.
     """
 
     start: float
     least: float = 0.0
 
     def __post_init__(self) -> None:
-        if min(self.start, self.least) < 0:
-            raise ValueError(f"temperatures are 0 or more, got {min(self.start, self.least):g}")
+        if not (0 <= self.start < math.inf and 0 <= self.least < math.inf):
+            raise ValueError(f"temperatures are 0 or more and finite, got {self.start:g} and {self.least:g}")
 
     def values(self, steps: int) -> np.ndarray:
         """The temperatures of a run, `[steps]`."""
@@ -85,5 +86,5 @@ def temperatures(given: Any, steps: int) -> np.ndarray:
 
 
 def started(given: Any, start: float) -> Any:
-    """The same course of temperatures from another start: for `--temperature`."""
+    """The same course of temperatures from another start; where there was one for each step, a falling one."""
     return dataclasses.replace(given, start=start) if hasattr(given, "start") else start

@@ -27,7 +27,7 @@ class Confidence:
       steps: number of steps and of network calls.
       schedule: a name of `maskdit.processes.masked.MASKS`: the share of masks left after a step.
       least: masks that stay at least until the last step; where it is not 0, each step also fixes one token at least.
-        0 takes the bare schedule (ENAT).
+        0 takes the bare schedule (ENAT), as it must be where masks are counted.
       temperature: of the noise on confidences: a number, which falls to 0; one for each step; or a class of
         `maskdit.samplers.temperature`.
       token_temperature: of the noise on the choice of tokens, likewise; None for the same as `temperature`.
@@ -63,6 +63,8 @@ class Confidence:
             raise ValueError(f"confidence '{self.confidence}' is none of logit, log_probability")
         if self.count_dtype not in ("float32", "float64"):
             raise ValueError(f"count_dtype '{self.count_dtype}' is none of float32, float64")
+        if self.counted and self.least:
+            raise ValueError("a network that is told the number of masks needs that of the bare schedule: set least=0")
         if self.reuse and not self.counted:
             raise ValueError("reuse of features needs the number of masks: set counted=True")
 
@@ -194,7 +196,8 @@ class AncestralUnmasking:
         logits, _ = process.logits(predict, state.x, masked.mean(1), state.cond, at=at)
         drawn = jnp.argmax(logits / self.temperature + gumbel(draw.uniform("token", logits.shape)), axis=-1)
         ids = jnp.where(masked, drawn, state.x).astype(state.x.dtype)
-        share = jnp.asarray(MASKS[self.schedule](np.asarray(process.grid), np), jnp.float32)
+        shares = MASKS[self.schedule](np.asarray(process.grid), np)
+        share = jnp.asarray([*shares[:-1], 0.0], jnp.float32)  # exactly, where a cosine is rounded
         stays = draw.uniform("unmask", state.x.shape) < share[i + 1] / share[i]
         return dataclasses.replace(state, x=jnp.where(masked & stays, layout.mask, ids), x0=ids)
 
@@ -204,7 +207,8 @@ def token_grid(sampler: Any, process: Any, layout: Layout) -> tuple:
 
     Raises:
       ValueError: for a network of continuous inputs, an autoregressive one, one that is told how many tokens are masked
-        by a sampler that does not count them, and for fewer steps than one or more than tokens.
+        by a sampler that does not count them, or the other way round; for fewer steps than one, or more than tokens
+        where each fixes one.
     """
     if layout.vocabulary is None or not hasattr(process, "logits"):
         raise ValueError(
@@ -219,9 +223,11 @@ def token_grid(sampler: Any, process: Any, layout: Layout) -> tuple:
     if getattr(process, "counts", None) is not None and not getattr(sampler, "counted", False):
         raise ValueError(
             f"this model is told how many tokens are masked, and {type(sampler).__name__} as it is set does not count "
-            "them: use Confidence with counted=True"
+            "them: use Confidence with counted=True, least=0"
         )
-    if not 1 <= sampler.steps <= layout.tokens:
+    if getattr(process, "counts", None) is None and getattr(sampler, "counted", False):
+        raise ValueError("the sampler counts masks, and this model was trained without: set counted=False, reuse=False")
+    if sampler.steps < 1 or (getattr(sampler, "least", 0) and sampler.steps > layout.tokens):
         raise ValueError(
             f"an image has {layout.tokens} tokens, of which each step fixes one at least: steps are 1 to "
             f"{layout.tokens}, got {sampler.steps}"

@@ -49,11 +49,6 @@ def halton(draft: Draft) -> Array:
     return jnp.broadcast_to(-order, draft.scores.shape)
 
 
-def shuffled(draft: Draft) -> Array:
-    """A random order, drawn anew at each step. Draws: `confidence` (uniform `[B, K]`)."""
-    return draft.draw.uniform("confidence", draft.scores.shape)
-
-
 def gumbel(uniform: Array) -> Array:
     """Gumbel noise of uniform numbers, finite at 0 too."""
     least = 1e-20

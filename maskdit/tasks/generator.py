@@ -1,6 +1,7 @@
 """A generator: a network trained with a process on a frozen tokenizer's latents."""
 
 import dataclasses
+import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -118,6 +119,7 @@ class Generator:
         self._check_given(name, shape)
         if self.layout.vocabulary is not None:
             check_tokens(self.layout, self.tokenizer.latent)
+            self._check_process()
         size = shape[0] if name == "image" else self._side
         variables = unboxed(jax.eval_shape(self.tokenizer.init, jax.random.key(0), jnp.zeros((1, size, size, 3))))
         one = {name: jax.ShapeDtypeStruct((1, *shape), array.dtype) for name, array in given.items()}
@@ -132,6 +134,18 @@ class Generator:
             raise ValueError(
                 f"{what} of {shape} become {kind} of {z.shape[1:]}, but the network takes {self.layout.shape}{advice}"
             )
+
+    def _check_process(self) -> None:
+        """Refuses a process of tokens that tells the network what it does not take."""
+        takes = inspect.signature(type(self.network).__call__).parameters
+        process, network = type(self.process).__name__, type(self.network).__name__
+        for asked, keyword, what in (
+            (getattr(self.process, "counts", None) is not None, "masked", "the number of masks"),
+            (hasattr(self.process, "orders"), "orders", "the order of tokens"),
+        ):
+            if asked != (keyword in takes):
+                verb, advice = ("tells", "does not take it") if asked else ("does not tell", "needs it")
+                raise ValueError(f"{process} as it is set {verb} the network {what}, and {network} {advice}")
 
     def _check_given(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuses images or stored latents that the tokenizer does not take."""

@@ -104,8 +104,8 @@ def prompts(path, **change):
 
 def test_prompts_are_rows_of_a_file(tmp_path):
     path = prompts(tmp_path / "prompts.npz", height=np.array([1.0, 2, 3]))
-    cond, names = read_prompts(path, Net({"style": 2}))
-    assert names == ["a cat", "a dog", "é"] and not cond.labels and cond.null_pooled is None
+    cond = read_prompts(path, Net({"style": 2}))
+    assert not cond.labels and cond.null_pooled is None
     assert all(isinstance(leaf, np.ndarray) and len(leaf) == 3 for leaf in jax.tree.leaves(cond))
     with np.load(path) as file:
         np.testing.assert_array_equal(cond.text, file["text"])
@@ -140,7 +140,7 @@ def test_a_decoder_s_own_texts_come_along(tmp_path):
     path = str(tmp_path / "prompts.npz")
     arrays = {"text": (2, 3, 4), "pooled": (2, 6), "decoder_text": (2, 5, 8)}
     np.savez(path, **{name: RNG.standard_normal(shape).astype(np.float32) for name, shape in arrays.items()})
-    cond, _ = read_prompts(path, Net())
+    cond = read_prompts(path, Net())
     assert cond.decoder_text.shape == (2, 5, 8) and cond.text.shape == (2, 3, 4)
     dropped_text = null_condition(cond, {})
     np.testing.assert_array_equal(dropped_text.decoder_text, cond.decoder_text)  # what is decoded keeps its text
