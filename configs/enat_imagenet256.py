@@ -3,22 +3,19 @@
     maskdit encode mage-vqgan-f16 --data enat_imagenet256:L --out LATENTS
     maskdit train --config enat_imagenet256:L --workdir DIR --config.data.latents=LATENTS
 
-Variants: L, 22 blocks that see visible tokens only and 2 for the masked ones, 574 million parameters; and `smoke`.
+Variants: L and `smoke`. L has 22 blocks that see visible tokens only and 2 for the masked ones, 574 million parameters.
 Prepare ImageNet with `tfds build imagenet2012 --file_format=array_record`, or override `data.source`. Without
 `data.latents` images are encoded at every step.
 
 Paper: FID 2.79 with 8 steps. The recipe is that of the authors' code: 500k steps at a batch of 2048, on 16 A100; hours
-not told. What differs: masks are counted by six quantiles of the Beta distribution, as each count is a program of its
+not stated. What differs: masks are counted by six quantiles of the Beta distribution, as each count is a program of its
 own; weights decay where they have two axes or more, not all; bfloat16 stands for float16. Sampling is that of the
 published weights. Ours: unverified.
 """
 
 from ml_collections import ConfigDict
 
-from maskdit.config import pretrained, spec
-from maskdit.data.emoji import Emoji
-from maskdit.data.loader import Loader
-from maskdit.data.tfds import TFDS
+from maskdit.config import load, pretrained, spec
 from maskdit.networks.enat import ENAT, SIZES
 from maskdit.processes.masked import BatchCounts, Masked
 from maskdit.samplers.guidance import ClassifierFree
@@ -27,65 +24,45 @@ from maskdit.samplers.tokens import Confidence
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskdit.tokenizers.quantize.vq import VQ
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Constant, Group
-from maskdit.training.run import Run
 
 
 def get_config(variant: str = "L") -> ConfigDict:
     """The config of a size, or `smoke`: a tiny network and VQGAN with random weights on the embedded emoji."""
-    smoke, labels = variant == "smoke", ("group",)
+    smoke = variant == "smoke"
     counts = {"ratios": 1, "hidden": 1} if smoke else {"ratios": 6, "hidden": 4}
-    train = spec(Emoji, labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="train")
-    held_out = spec(Emoji, split="val", labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="validation")
-    pixels = 16 if smoke else 256
     optimizer = spec(AdamW, schedule=spec(Constant, lr=4e-4, warmup=5000), b1=0.99, b2=0.99, weight_decay=0.03)
-    return spec(
-        Run,
-        task=spec(
-            Generator,
-            network=_network(variant),
-            process=spec(
-                Masked,
-                label_smoothing=0.1,
-                unmasked_weight=0.0,
-                counts=spec(BatchCounts, alpha=12.0, beta=3.0, reuse=0.5, **counts),
-            ),
-            tokenizer=_tokenizer(smoke),
-            groups={"generator": spec(Group, optimizer=optimizer)},
-            label_drop=0.235,  # by the authors' data set (0.15), and of what is left by the network (0.1)
+    # data, log, checkpoints and evaluation are those of the masked generators
+    config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.task = spec(
+        Generator,
+        network=_network(variant),
+        process=spec(
+            Masked,
+            label_smoothing=0.1,
+            unmasked_weight=0.0,
+            counts=spec(BatchCounts, alpha=12.0, beta=3.0, reuse=0.5, **counts),
         ),
-        data=spec(Loader, source=train, size=pixels, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=spec(Loader, source=held_out, size=pixels, flip=False, shuffle=False),
-        steps=4 if smoke else 500_000,
-        batch=8 if smoke else 2048,
-        ema=(0.9999,),
-        sampler=spec(
-            Confidence,
-            steps=3 if smoke else 8,
-            schedule="cosine",
-            least=0,
-            temperature=1.5,
-            token_temperature=spec(Falling, start=6.0, least=1e-3),
-            confidence="log_probability",
-            counted=True,
-            reuse=True,
-        ),
-        guidance=spec(ClassifierFree, weight=3.5, schedule="linear"),  # the authors' scale of 2.5 is added to 1
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=2 if smoke else 50),
-        evaluation=spec(
-            Evaluation,
-            every=4 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
+        tokenizer=_tokenizer(smoke),
+        groups={"generator": spec(Group, optimizer=optimizer)},
+        label_drop=0.235,  # by the authors' data set (0.15), and of what is left by the network (0.1)
     )
+    config.steps = 4 if smoke else 500_000
+    config.batch = 8 if smoke else 2048
+    config.ema = (0.9999,)
+    config.sampler = spec(
+        Confidence,
+        steps=3 if smoke else 8,
+        schedule="cosine",
+        least=0,
+        temperature=1.5,
+        token_temperature=spec(Falling, start=6.0, least=1e-3),
+        confidence="log_probability",
+        counted=True,
+        reuse=True,
+    )
+    config.guidance = spec(ClassifierFree, weight=3.5, schedule="linear")  # the authors' scale of 2.5 is added to 1
+    return config
 
 
 def _network(variant: str) -> ConfigDict:

@@ -5,7 +5,7 @@
 
 As `enat_imagenet256`, with twice the side and so four times the tokens. Variants: L and `smoke`.
 
-The recipe is that of the authors' code: 500k steps at a batch of 512, on 16 A100; hours not told. Sampling is that of
+The recipe is that of the authors' code: 500k steps at a batch of 512, on 16 A100; hours not stated. Sampling is that of
 the published weights. Ours, and the paper's FID: unverified.
 """
 

@@ -12,7 +12,7 @@ override `data` and `held_out`. Published weights read the states of OpenCLIP's 
 block, and what its projection makes of the text's end.
 
 Paper: FID on MJHQ-30K 7.74 (L) and 7.51 (XL), GenEval 0.53 and 0.57, after both stages. The authors' configs take 128
-images on each GPU, and their command has 32 of these; hours not told here. Their crops are random, this loader's in the
+images on each GPU, and their command has 32 of these; hours not stated. Their crops are random, this loader's in the
 middle. Ours: unverified.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import pretrained, spec
+from maskdit.config import load, pretrained, spec
 from maskdit.data.emoji import Emoji
 from maskdit.data.folder import Folder
 from maskdit.data.hashed_words import HashedWords
@@ -32,12 +32,7 @@ from maskdit.samplers.tokens import Confidence
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.quantize.vq import VQ
 from maskdit.tokenizers.titok import SIZES, TiTok
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Cosine, Group
-from maskdit.training.run import Run
 
 WORDS, WORD = 8, 16
 """Words of a caption in the variant `smoke`, and numbers of a word."""
@@ -57,35 +52,27 @@ def get_config(variant: str = "L") -> ConfigDict:
         clip=1.0,
         undecayed=("/embedding", "/positions", "/text_embed/", "/modulation/"),
     )
-    return spec(
-        Run,
-        task=spec(
-            Generator,
-            network=_network(name, second),
-            process=spec(Masked, schedule="arccos", label_smoothing=0.1, unmasked_weight=0.1),
-            tokenizer=_tokenizer(smoke),
-            groups={"generator": spec(Group, optimizer=optimizer)},
-            label_drop=0.1,
-        ),
-        data=_data("train", smoke, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=_data("val", smoke, flip=False, shuffle=False),
-        steps=4 if smoke else 250_000 if second else 500_000,
-        batch=8 if smoke else 4096,
-        ema=(0.999,),
-        # the authors add 12 times the difference at the end, a weight of 13 here, and once at the start
-        sampler=spec(Confidence, steps=3 if smoke else 16, schedule="arccos", temperature=2.0, softmax_annealing=True),
-        guidance=spec(ClassifierFree, weight=13.0, schedule="cosine", power=1.0, start=2.0, ahead=True),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=2 if smoke else 50),
-        evaluation=spec(
-            Evaluation,
-            every=4 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
+    # data, log, checkpoints and evaluation are those of the masked generators
+    config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.task = spec(
+        Generator,
+        network=_network(name, second),
+        process=spec(Masked, schedule="arccos", label_smoothing=0.1, unmasked_weight=0.1),
+        tokenizer=_tokenizer(smoke),
+        groups={"generator": spec(Group, optimizer=optimizer)},
+        label_drop=0.1,
     )
+    config.data = _data("train", smoke, threads=2 if smoke else 16, prefetch=4 if smoke else 16)
+    config.held_out = _data("val", smoke, flip=False, shuffle=False)
+    config.steps = 4 if smoke else 250_000 if second else 500_000
+    config.batch = 8 if smoke else 4096
+    config.ema = (0.999,)
+    # the authors add 12 times the difference at the end, a weight of 13 here, and once at the start
+    config.sampler = spec(
+        Confidence, steps=3 if smoke else 16, schedule="arccos", temperature=2.0, softmax_annealing=True
+    )
+    config.guidance = spec(ClassifierFree, weight=13.0, schedule="cosine", power=1.0, start=2.0, ahead=True)
+    return config
 
 
 def _network(name: str, second: bool) -> ConfigDict:

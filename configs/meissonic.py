@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import pretrained, spec
+from maskdit.config import load, pretrained, spec
 from maskdit.data.emoji import Emoji
 from maskdit.data.folder import Folder
 from maskdit.data.hashed_words import HashedWords
@@ -34,11 +34,6 @@ from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.quantize.vq import VQ
 from maskdit.tokenizers.vqgan import VQGAN
 from maskdit.training import optim
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
-from maskdit.training.run import Run
 
 STAGES = {"256": (2048, 100_000), "512": (512, 100_000), "1024": (256, 42_000), "smoke": (8, 4)}
 """Batch and steps."""
@@ -59,41 +54,31 @@ def get_config(variant: str = "1024") -> ConfigDict:
         clip=10.0,
         undecayed=("/embedding",),
     )
-    config = spec(
-        Run,
-        task=spec(
-            Generator,
-            network=_network(variant),
-            process=spec(Masked, schedule="cosine", label_smoothing=0.0, unmasked_weight=0.0),
-            tokenizer=_tokenizer(smoke),
-            groups={"generator": spec(optim.Group, optimizer=optimizer)},
-            label_drop=0.1,
-        ),
-        data=_data("train", variant, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=_data("val", variant, flip=False, shuffle=False),
-        steps=steps,
-        batch=batch,
-        ema=(0.9999,),
-        sampler=spec(
-            Confidence,
-            steps=3 if smoke else 48,
-            schedule="cosine",
-            temperature=spec(Between, start=2.0, stop=0.0),
-            token_temperature=spec(Constant, start=1.0),
-            confidence="log_probability",
-        ),
-        guidance=spec(ClassifierFree, weight=9.0),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=2 if smoke else 50),
-        evaluation=spec(
-            Evaluation,
-            every=4 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 16,
-        ),
+    # data, log, checkpoints and evaluation are those of the masked generators
+    config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.task = spec(
+        Generator,
+        network=_network(variant),
+        process=spec(Masked, schedule="cosine", label_smoothing=0.0, unmasked_weight=0.0),
+        tokenizer=_tokenizer(smoke),
+        groups={"generator": spec(optim.Group, optimizer=optimizer)},
+        label_drop=0.1,
     )
+    config.data = _data("train", variant, threads=2 if smoke else 16, prefetch=4 if smoke else 16)
+    config.held_out = _data("val", variant, flip=False, shuffle=False)
+    config.steps = steps
+    config.batch = batch
+    config.ema = (0.9999,)
+    config.sampler = spec(
+        Confidence,
+        steps=3 if smoke else 48,
+        schedule="cosine",
+        temperature=spec(Between, start=2.0, stop=0.0),
+        token_temperature=spec(Constant, start=1.0),
+        confidence="log_probability",
+    )
+    config.guidance = spec(ClassifierFree, weight=9.0)
+    config.evaluation.images = 8 if smoke else 16
     if variant == "1024":
         config.init_from.allow = ("^network/(down|up)",)  # new in this stage
     return config

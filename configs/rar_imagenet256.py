@@ -10,17 +10,14 @@ Orders are random up to step 125,000 (200 epochs), in raster order from step 187
 Temperature and guidance of sampling are those of the published weights, which are no averages: `ema` is ours.
 
 Paper: FID 1.95 (B), 1.70 (L), 1.50 (XL), 1.48 (XXL) after 250k steps (400 epochs) at a batch of 2048. Meant for 32
-A100 or a TPU v4-64; hours not told. Ours: unverified.
+A100 or a TPU v4-64; hours not stated. Ours: unverified.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from maskdit.config import pretrained, spec
-from maskdit.data.emoji import Emoji
-from maskdit.data.loader import Loader
-from maskdit.data.tfds import TFDS
+from maskdit.config import load, pretrained, spec
 from maskdit.networks.rar import RAR, SIZES
 from maskdit.processes.autoregressive import Autoregressive
 from maskdit.samplers.autoregressive import TokenByToken
@@ -28,12 +25,7 @@ from maskdit.samplers.guidance import ClassifierFree
 from maskdit.tasks.generator import Generator
 from maskdit.tokenizers.maskgit_vqgan import MaskGITVQGAN
 from maskdit.tokenizers.quantize.vq import VQ
-from maskdit.training.checkpoint import Checkpoints
-from maskdit.training.evaluation import Evaluation
-from maskdit.training.log import Log
-from maskdit.training.mesh import MeshShape
 from maskdit.training.optim import AdamW, Cosine, Group
-from maskdit.training.run import Run
 
 SAMPLING = {  # temperature, guidance and the power of its cosine
     "B": (1.0, 16.0, 2.75),
@@ -48,40 +40,25 @@ UNDECAYED = ("/embed$", "positions$", "/steps$", "/final_modulation/")
 def get_config(variant: str = "B") -> ConfigDict:
     """The config of a size, or `smoke`: a tiny network and VQGAN with random weights on the embedded emoji."""
     temperature, weight, power = SAMPLING[variant]
-    smoke, labels = variant == "smoke", ("group",)
-    train = spec(Emoji, labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="train")
-    held_out = spec(Emoji, split="val", labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="validation")
-    pixels = 16 if smoke else 256
+    smoke = variant == "smoke"
     schedule = spec(Cosine, lr=4e-4, warmup=62_500, final=0.025)  # 100 epochs; down to 1e-5
     optimizer = spec(AdamW, schedule=schedule, b1=0.9, b2=0.96, weight_decay=0.03, clip=1.0, undecayed=UNDECAYED)
-    return spec(
-        Run,
-        task=spec(
-            Generator,
-            network=_network(variant),
-            process=spec(Autoregressive, anneal_start=1 if smoke else 125_000, anneal_end=3 if smoke else 187_500),
-            tokenizer=_vqgan(smoke) if smoke else pretrained("maskgit-vqgan-f16", _vqgan(smoke)),
-            groups={"generator": spec(Group, optimizer=optimizer)},
-            label_drop=0.1,
-        ),
-        data=spec(Loader, source=train, size=pixels, threads=2 if smoke else 16, prefetch=4 if smoke else 16),
-        held_out=spec(Loader, source=held_out, size=pixels, flip=False, shuffle=False),
-        steps=4 if smoke else 250_000,
-        batch=8 if smoke else 2048,
-        ema=(0.999,),
-        sampler=spec(TokenByToken, temperature=temperature),
-        guidance=spec(ClassifierFree, weight=weight, schedule="cosine", power=power),
-        mesh=spec(MeshShape, data=1, fsdp=-1),
-        checkpoints=spec(Checkpoints, every=4 if smoke else 10_000, keep_every=None if smoke else 50_000),
-        log=spec(Log, every=2 if smoke else 50),
-        evaluation=spec(
-            Evaluation,
-            every=4 if smoke else 10_000,
-            batch=8 if smoke else 64,
-            examples=8 if smoke else 4096,
-            images=8 if smoke else 32,
-        ),
+    # data, log, checkpoints and evaluation are those of the masked generators
+    config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.task = spec(
+        Generator,
+        network=_network(variant),
+        process=spec(Autoregressive, anneal_start=1 if smoke else 125_000, anneal_end=3 if smoke else 187_500),
+        tokenizer=_vqgan(smoke) if smoke else pretrained("maskgit-vqgan-f16", _vqgan(smoke)),
+        groups={"generator": spec(Group, optimizer=optimizer)},
+        label_drop=0.1,
     )
+    config.steps = 4 if smoke else 250_000
+    config.batch = 8 if smoke else 2048
+    config.ema = (0.999,)
+    config.sampler = spec(TokenByToken, temperature=temperature)
+    config.guidance = spec(ClassifierFree, weight=weight, schedule="cosine", power=power)
+    return config
 
 
 def _network(variant: str) -> ConfigDict:

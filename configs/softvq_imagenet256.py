@@ -8,7 +8,7 @@ build imagenet2012 --file_format=array_record`, or override `data.source`.
 Paper: reconstruction FID 0.61 (L-64). It starts from DINOv2's weights, aligns the latents with DINOv2's features and
 has a discriminator on DINO's; here networks start from random weights, there is no alignment, and the discriminator is
 a patch one: expect another number. Steps, batch and rates follow our reading of it, unverified. Meant for 8 A100 or a
-TPU v4-32; hours not told. Ours: unverified.
+TPU v4-32; hours not stated. Ours: unverified.
 """
 
 from typing import Any

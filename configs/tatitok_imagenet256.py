@@ -12,7 +12,7 @@ Paper: trained on 686 million images of DataComp with their captions, once throu
 (BL-64-vq) and 1.22 (BL-64-vae), as far as we know. Override `data.source` and `held_out.source` for such data: the one
 here is ImageNet, for which captions have to be made, such as names of classes. Published crops are random, this
 loader's in the middle. Codes that fall out of use come back by our revival in place of theirs (`clustering_vq`). Meant
-for 32 A100 or a TPU v4-64; hours not told here. Ours: unverified.
+for 32 A100 or a TPU v4-64; hours not stated. Ours: unverified.
 """
 
 from ml_collections import ConfigDict

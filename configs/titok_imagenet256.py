@@ -12,7 +12,7 @@ and `smoke-pixels`. Prepare ImageNet with `tfds build imagenet2012 --file_format
 Paper: reconstruction FID 2.21 (L-32), 1.70 (B-64), 1.71 (S-128) after both stages. Published weights in one stage:
 2.06, 1.49 and 1.03 (codes, in the order above), 1.61, 1.25 and 0.84 (KL); steps and batch of that training are not
 told, those here are the first stage's. The papers crop at random places, this loader in the middle. Meant for 8 A100 or
-a TPU v4-32; hours not told by the paper. Ours: unverified.
+a TPU v4-32; hours not stated by the paper. Ours: unverified.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ build imagenet2012 --file_format=array_record`, or override `data.source`.
 Papers: reconstruction FID of f8d4 on ImageNet 0.9 (OpenImages, latent diffusion's table 8), of f16d32 0.26 without and
 0.28 with alignment by DINOv2. Learning rates: latent diffusion has 4.5e-6 for each image of the batch, VA-VAE 1e-4;
 steps of the f8 and f16d16 ones are ours. Their likelihood has a learned variance, here it is 1; the batch norm of their
-discriminator is a group norm here. Meant for 8 A100 or a TPU v4-16; hours not told by the papers. Ours: unverified.
+discriminator is a group norm here. Meant for 8 A100 or a TPU v4-16; hours not stated by the papers. Ours: unverified.
 """
 
 from typing import Any

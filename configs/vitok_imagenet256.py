@@ -9,7 +9,7 @@ the first stage, without a discriminator; the same with `-decoder`, the second, 
 
 Paper: reconstruction FID 0.50 (S-B/16 after both stages), trained on hundreds of millions of its own images; steps,
 batch and weights here follow our reading of it and are unverified, and so is the discriminator, a patch one here in
-place of StyleGAN's. Meant for 32 A100 or a TPU v4-64; hours not told. Ours: unverified.
+place of StyleGAN's. Meant for 32 A100 or a TPU v4-64; hours not stated. Ours: unverified.
 """
 
 from typing import Any

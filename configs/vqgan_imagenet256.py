@@ -13,7 +13,7 @@ Papers, reconstruction FID: llamagen-16 2.19, llamagen-8 0.59, maskgit 2.28, rob
 ViT-B, with a semantic loss); crt tells FID 2.18 of its generator. The recipe is LlamaGen's (40 epochs, batch 128);
 robusttok has its own (200 epochs, batch 1024). All others take LlamaGen's in place of their own, and those of fvq-16,
 crt, fsq and bsq its network too: compare them with each other, not with their papers. Batch norms of the discriminator
-are group norms here. Meant for 8 A100 or a TPU v4-16; hours not told by the papers. Ours: unverified.
+are group norms here. Meant for 8 A100 or a TPU v4-16; hours not stated by the papers. Ours: unverified.
 """
 
 from typing import Any
