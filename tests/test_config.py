@@ -112,8 +112,8 @@ def test_foreign_target_is_refused_unless_trusted():
         assert build(entry, trust=(package,)).size == 3
     with pytest.raises(ConfigError, match="cannot be imported"):
         build(from_json('{"target": "maskdit.nothing:Here"}'))
-    with pytest.raises(ConfigError, match="not a dataclass"):
-        build(from_json('{"target": "maskdit.config:load"}'))
+    with pytest.raises(ConfigError, match="not a dataclass, linen module or function"):
+        build(from_json('{"target": "maskdit.config:TARGET"}'))
 
 
 def test_differences_name_the_entries():

@@ -84,7 +84,7 @@ def test_shapes_that_do_not_fit_are_refused(vae, folder):
     for name, shape, message in (
         ("moments", (4, 4, 4), r"moments of \(4, 4, 4\) become latents of \(4, 4, 2\), but .*input_size=4 and"),
         ("values", (8, 8, 4), r"values of \(8, 8, 4\) .* task.network.channels=4"),
-        ("ids", (64,), "holds token ids, and this process works on continuous latents"),
+        ("ids", (64,), "holds token ids, and the network takes those of a continuous tokenizer"),
     ):
         with pytest.raises(ValueError, match=message):
             task.check({name: jax.ShapeDtypeStruct((8, *shape), jnp.float16)}, vocabulary)
