@@ -34,6 +34,7 @@ def get_config(variant: str = "L") -> ConfigDict:
     optimizer = spec(AdamW, schedule=spec(Constant, lr=4e-4, warmup=5000), b1=0.99, b2=0.99, weight_decay=0.03)
     # data, log, checkpoints and evaluation are those of the masked generators
     config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.data.size = config.held_out.size = 16 if smoke else 256
     config.task = spec(
         Generator,
         network=_network(variant),

@@ -54,7 +54,7 @@ def get_config(variant: str = "titok-L-32") -> ConfigDict:
     tokenizer = _tokenizer(variant)
     train = spec(Emoji, labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="train")
     held_out = spec(Emoji, split="val", labels=labels) if smoke else spec(TFDS, name="imagenet2012", split="validation")
-    pixels = 16 if smoke else 256
+    pixels = 32 if smoke else 256
     masks, confidence = ("cosine", "log_probability") if grid else ("arccos", "logit")
     schedule = spec(Cosine, lr=1e-4 if grid else 2e-4, warmup=10_000, final=0.05)  # down to 1e-5 for TiTok's
     optimizer = spec(

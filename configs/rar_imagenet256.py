@@ -45,6 +45,7 @@ def get_config(variant: str = "B") -> ConfigDict:
     optimizer = spec(AdamW, schedule=schedule, b1=0.9, b2=0.96, weight_decay=0.03, clip=1.0, undecayed=UNDECAYED)
     # data, log, checkpoints and evaluation are those of the masked generators
     config = load("maskgit_imagenet256:smoke" if smoke else "maskgit_imagenet256")
+    config.data.size = config.held_out.size = 16 if smoke else 256
     config.task = spec(
         Generator,
         network=_network(variant),

@@ -7,7 +7,7 @@ import numpy as np
 
 from maskdit.contracts import Cond, bind
 from maskdit.interop import enat as interop
-from maskdit.processes.masked import Masked
+from maskdit.processes.masked import BatchCounts, Masked
 from maskdit.samplers.guidance import ClassifierFree
 from maskdit.samplers.sampling import guided_runs
 from maskdit.samplers.temperature import Falling
@@ -40,7 +40,7 @@ def run(case):
         counted=True,
         reuse=True,
     )
-    process = Masked()
+    process = Masked(counts=BatchCounts())
     process = process.respace(sampler.grid(process, net.layout))
     guidance = ClassifierFree(weight=1 + settings["cfg_scale"], schedule="linear")
     predict = guidance.wrap(dataclasses.replace(bind(net, params), call=call))

@@ -11,7 +11,7 @@ from maskdit.contracts import Cond, bind
 from maskdit.draw import Draw
 from maskdit.networks.enat import ENAT
 from maskdit.networks.maskgit import MaskGIT
-from maskdit.processes.masked import Masked
+from maskdit.processes.masked import BatchCounts, Masked
 from maskdit.samplers.sampling import sample
 from maskdit.samplers.tokens import Confidence
 
@@ -171,7 +171,8 @@ def sampling_flops(net, counted, reuse):
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64), jnp.int32), T[:1], cond)["params"]
 
     def run(params):
-        return sample(Masked(), sampler, bind(net, params), Draw(0).at(jnp.arange(1)), (1, 64), cond)
+        process = Masked(counts=BatchCounts() if counted else None)
+        return sample(process, sampler, bind(net, params), Draw(0).at(jnp.arange(1)), (1, 64), cond)
 
     flops = jax.jit(run).lower(meta.unbox(shapes)).cost_analysis()["flops"]
     return flops if counted else 4 * flops
