@@ -21,9 +21,9 @@ from ml_collections import ConfigDict
 from maskdit import config as configs
 from maskdit import references
 from maskdit.contracts import PyTree
+from maskdit.data.conditions import takes_text
 from maskdit.draw import Draw
 from maskdit.evals import pictures
-from maskdit.networks.model import takes_text
 from maskdit.tasks import task as tasks
 from maskdit.training import checkpoint, distributed, evaluation, mesh, placement
 from maskdit.training.precision import on_this_device

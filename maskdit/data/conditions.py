@@ -17,6 +17,11 @@ _LOG = logging.getLogger(__name__)
 _WIDTHS = {TEXT: "text_width", POOLED: "pooled_width"}
 
 
+def takes_text(network: Any) -> bool:
+    """Whether a network is conditioned on text."""
+    return any(getattr(network, width, None) is not None for width in _WIDTHS.values())
+
+
 def condition(network: Any, batch: Mapping[str, Array]) -> Cond:
     """The condition that a network takes of a batch, embeddings and numbers as float32.
 
@@ -70,7 +75,7 @@ def read_prompts(path: str, network: Any) -> Cond:
     Raises:
       DataError: for a network that takes no texts, and a file that is missing or does not go with the network.
     """
-    if all(getattr(network, width, None) is None for width in _WIDTHS.values()):
+    if not takes_text(network):
         raise DataError(f"this model takes no texts, and '{path}' was given as text embeddings: leave them out")
     texts = Embeddings(path)
     count = len(texts)

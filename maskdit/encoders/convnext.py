@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from maskdit.layers.conv import Conv
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 
 Array = jax.Array
 MEAN = (0.485, 0.456, 0.406)
@@ -39,14 +40,14 @@ class ConvNeXt(nn.Module):
         if len(self.channels) != len(self.depths):
             raise ValueError(f"a stage has a width and a depth: got channels={self.channels}, depths={self.depths}")
         self.stem = Conv(self.channels[0], kernel=STEM, stride=STEM, padding=(0, 0), dtype=self.dtype)
-        self.stem_norm = _norm()
-        self.down_norm = [_norm() for _ in self.channels[1:]]
+        self.stem_norm = layer_norm(None, EPSILON)
+        self.down_norm = [layer_norm(None, EPSILON) for _ in self.channels[1:]]
         self.down = [Conv(width, kernel=2, stride=2, padding=(0, 0), dtype=self.dtype) for width in self.channels[1:]]
         self.stage = [
             [Block(width, dtype=self.dtype) for _ in range(depth)]
             for width, depth in zip(self.channels, self.depths, strict=True)
         ]
-        self.norm = _norm()
+        self.norm = layer_norm(None, EPSILON)
         self.head = Linear(self.classes, dtype=self.dtype)
 
     def __call__(self, images: Array) -> Array:
@@ -91,7 +92,7 @@ class Block(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps `x` `[B, h, w, features]` to the same shape."""
         y = DepthwiseConv(dtype=self.dtype, name="depthwise")(x)
-        y = _norm(name="norm")(y)
+        y = layer_norm("norm", EPSILON)(y)
         y = nn.gelu(Linear(4 * self.features, dtype=self.dtype, name="wide")(y), approximate=False)
         y = Linear(self.features, dtype=self.dtype, name="narrow")(y)
         scale = self.param("scale", nn.initializers.constant(1e-6), (self.features,), jnp.float32)
@@ -127,8 +128,3 @@ class DepthwiseConv(nn.Module):
             feature_group_count=channels,
         )
         return x + bias.astype(self.dtype)
-
-
-def _norm(name: str | None = None) -> nn.LayerNorm:
-    """A layer norm over the channels, in float32."""
-    return nn.LayerNorm(epsilon=EPSILON, use_fast_variance=False, dtype=jnp.float32, name=name)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from maskdit.layers.attention import attention
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 
 Array = jax.Array
 Memory = dict[str, Array]
@@ -45,7 +46,7 @@ class CausalAttention(nn.Module):
         part: dict[str, Any] = {"dtype": self.dtype, "kernel_init": _SMALL}
         joined = Linear(3 * width, axes=("embed", "heads"), parts=3, name="qkv", **part)(x)
         q, k, v = (one.reshape(batch, tokens, self.heads, -1) for one in joined)  # [B, N, H, d]
-        q, k = (_norm(name)(one).astype(self.dtype) for name, one in (("q_norm", q), ("k_norm", k)))
+        q, k = (layer_norm(name, _EPSILON)(one).astype(self.dtype) for name, one in (("q_norm", q), ("k_norm", k)))
         if memory is None:
             out = attention(q, k, v, causal=True, drop=drop)
         else:
@@ -63,7 +64,3 @@ def _attend(q: Array, k: Array, v: Array, place: Any) -> Array:
     seen = jnp.arange(k.shape[1]) <= place + jnp.arange(q.shape[1])[:, None]  # [N, P]; the rest is not written yet
     weights = nn.softmax(jnp.where(seen, logits, -jnp.inf))  # [B, H, N, P]
     return jnp.einsum("bhnm,bmhd->bnhd", weights.astype(v.dtype), v)
-
-
-def _norm(name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name)

@@ -23,3 +23,8 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         rate = jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + self.epsilon)
         return (wide * rate * scale).astype(x.dtype)
+
+
+def layer_norm(name: str | None, epsilon: float) -> nn.LayerNorm:
+    """A layer norm over the last axis with scale and bias, computed in float32."""
+    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)

@@ -28,10 +28,11 @@ from maskdit.layers.embed import LabelEmbed
 from maskdit.layers.linear import Linear, product
 from maskdit.layers.mlp import Mlp
 from maskdit.layers.modulate import gate_add, norm_modulate
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.patch import gather_tokens
 from maskdit.layers.sharding import hold_rows
 from maskdit.layers.stack import run_stack
-from maskdit.networks.maskgit import check_ids, layer_norm
+from maskdit.networks.maskgit import check_ids
 
 Array = jax.Array
 Cache = dict[str, Array]

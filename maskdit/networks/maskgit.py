@@ -21,6 +21,7 @@ from maskdit.contracts import Array, Cond, Draw, Layout, Prediction, null_condit
 from maskdit.layers.attention import SelfAttention
 from maskdit.layers.dropout import block_draws, check_rate, drop_out, factors
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.patch import gather_tokens, removed, scatter_tokens
 from maskdit.layers.stack import run_stack
 from maskdit.networks.dit import block_taps, check_call
@@ -185,11 +186,6 @@ class MaskGIT(nn.Module):
         values |= inner
         out, aux = logits(tokens, self.layout, bool(self.classes), keep, self.dtype)
         return Prediction(x=out, aux=aux, taps={name: values[name] for name in taps})
-
-
-def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
-    """A layer norm over the last axis with scale and bias, computed in float32."""
-    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def block_macs(tokens: int, width: int, hidden: int) -> int:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from maskdit.config import nearest
 from maskdit.contracts import Array, Cond, ModelError, PyTree, bind
-from maskdit.data.conditions import check_conditions, read_prompts
+from maskdit.data.conditions import check_conditions, read_prompts, takes_text
 from maskdit.data.embeddings import POOLED, TEXT
 from maskdit.draw import Draw
 from maskdit.samplers import editing
@@ -309,11 +309,6 @@ class GeneratorModel:
                 raise ModelError(f"label '{name}' has classes 0 to {len(known) - 1}, got {number}")
             ids.append(number)
         return np.asarray(ids, np.int32)
-
-
-def takes_text(network: Any) -> bool:
-    """Whether a network is conditioned on text."""
-    return any(getattr(network, name, None) is not None for name in ("text_width", "pooled_width"))
 
 
 def _rows(prompts: Cond | None) -> int:

@@ -21,9 +21,10 @@ from maskdit.contracts import Cond, Draw, Layout, Prediction, PyTree, null_condi
 from maskdit.layers.causal import CausalAttention, Memory
 from maskdit.layers.dropout import block_draws, check_rate, drop_out, factors
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.stack import run_stack
 from maskdit.networks.dit import block_taps
-from maskdit.networks.maskgit import check_ids, layer_norm
+from maskdit.networks.maskgit import check_ids
 
 Array = jax.Array
 _EPSILON = 1e-6

@@ -19,9 +19,10 @@ from maskdit.contracts import Array, Cond, Draw, Layout, Prediction, null_condit
 from maskdit.layers.attention import SelfAttention
 from maskdit.layers.dropout import check_rate, drop_out
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.stack import run_stack
 from maskdit.networks.dit import block_taps
-from maskdit.networks.maskgit import TokenEmbed, block_macs, check_ids, layer_norm, logits
+from maskdit.networks.maskgit import TokenEmbed, block_macs, check_ids, logits
 
 SIZES: dict[str, dict[str, int]] = {"titok": {"width": 1024, "depth": 20, "heads": 16, "hidden": 4096}}
 """TiTok's for 128 tokens."""

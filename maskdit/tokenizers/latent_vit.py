@@ -13,6 +13,7 @@ from maskdit.contracts import Array
 from maskdit.layers.attention import SelfAttention
 from maskdit.layers.conv import Conv
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.patch import patchify, unpatchify
 from maskdit.layers.stack import run_stack
 
@@ -60,11 +61,6 @@ class ViTBlock(nn.Module):
             return branch
         init = nn.initializers.constant(self.layer_scale)
         return branch * self.param(name, init, branch.shape[-1:], jnp.float32).astype(branch.dtype)
-
-
-def layer_norm(name: str, epsilon: float) -> nn.LayerNorm:
-    """A layer norm over the last axis with scale and bias, computed in float32."""
-    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def run_blocks(

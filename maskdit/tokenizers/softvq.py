@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.patch import patchify, unpatchify
-from maskdit.tokenizers.latent_vit import after_class, layer_norm, run_blocks
+from maskdit.tokenizers.latent_vit import after_class, run_blocks
 
 Size = tuple[int, int, int]
 

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec
 from maskdit.layers.attention import attention
 from maskdit.layers.linear import Linear
+from maskdit.layers.norm import layer_norm
 from maskdit.layers.patch import patchify, unpatchify
 from maskdit.layers.rope import axial_angles, rotate
 from maskdit.layers.stack import run_stack
-from maskdit.tokenizers.latent_vit import layer_norm
 from maskdit.tokenizers.posterior import normal_posterior
 
 Size = tuple[int, int, int]

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from maskdit.contracts import Array, Plan, PyTree
+from maskdit.data.conditions import takes_text
 from maskdit.draw import Draw
 from maskdit.evals import pictures
-from maskdit.networks.model import takes_text
 from maskdit.tasks.task import Context, Task
 from maskdit.training import mesh, placement
 from maskdit.training.optim import merge
