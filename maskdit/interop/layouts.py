@@ -17,13 +17,18 @@ import numpy as np
 
 from maskdit.contracts import example_cond, example_image, example_input
 from maskdit.encoders.convnext import ConvNeXt
+from maskdit.encoders.dinov2 import DINOv2
+from maskdit.encoders.inception import InceptionV3
 from maskdit.encoders.lpips import LPIPS
+from maskdit.encoders.resnet import ResNet50
 from maskdit.interop import (
     convnext,
+    dinov2,
     discriminator,
     dit,
     dit_diffusers,
     enat,
+    inception,
     llamagen_vq,
     lpips,
     maskdit,
@@ -31,6 +36,7 @@ from maskdit.interop import (
     maskgit_vqgan,
     meissonic,
     rar,
+    resnet,
     softvq,
     titok,
     titok_generator,
@@ -179,6 +185,9 @@ _LAYOUTS: dict[type, tuple[Layout, ...]] = {
             REFERENCE, _by_arguments(convnext.table, convnext.to_reference), strip=(*WRAPPERS, "convnext.", "model.")
         ),
     ),
+    InceptionV3: (Layout(REFERENCE, _by_arguments(inception.table, inception.to_reference)),),
+    ResNet50: (Layout(REFERENCE, _by_arguments(resnet.table, resnet.to_reference)),),
+    DINOv2: (Layout(REFERENCE, _by_arguments(dinov2.table, dinov2.to_reference)),),
     SoftVQVAE: (Layout(REFERENCE, _by_arguments(softvq.table, softvq.to_reference)),),
     TiTok: (Layout(REFERENCE, _by_arguments(titok.table, titok.to_reference)),),
     MaskGITVQGAN: (

@@ -25,7 +25,7 @@ class Published:
       from_reference: turns these into the spec of ours.
       resolution: side in pixels of the images that it was trained on.
       part: what it is where it is no generator: `tokenizer` or `encoder`.
-      package: the package that it lies in, where it is fetched from a package index.
+      package: the package that it lies in, where it is fetched from a package index or registry.
       also: other sources of the same weights.
       prefer: patterns of the file in a Hugging Face repository that is given without a path, the best first.
       where: how to get the file where there is no source.

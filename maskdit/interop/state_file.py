@@ -1,7 +1,8 @@
 """A state dict from a file of any kind that weights are published in, read lazily.
 
-The kind is told by the content, not by the name: safetensors, a torch archive, a pickle of numpy arrays, or the index
-of a model that is cut into shards. Tensors are read from the file each time that they are asked for; nothing is kept.
+The kind is told by the content, not by the name: safetensors, a torch archive, a pickle of numpy arrays, the index of a
+model that is cut into shards, or the `model.json` of TensorFlow.js. Tensors are read from the file each time that they
+are asked for; nothing is kept.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from maskdit.interop import numpy_file, torch_file
+from maskdit.interop import numpy_file, tfjs, torch_file
 from maskdit.interop.tensors import FileError, Tensor, check_shape, first_bytes, printable, reading
 
 WITHIN = ("ema", "model", "state_dict")
@@ -135,12 +136,17 @@ def shard_files(path: str | os.PathLike[str]) -> dict[str, str]:
             f"{path} is no index of a model in shards: it should be JSON with a 'weight_map' of tensors and files"
         ) from error
     _check_names(path, places)
-    for name in set(places.values()):
+    _check_beside(path, places.values())
+    return places
+
+
+def _check_beside(path: str | os.PathLike[str], shards: Iterable[str]) -> None:
+    """Refuses names of shards that lead elsewhere."""
+    for name in set(shards):
         if name in ("", ".", "..") or re.search(r"[/\\:\0]", name) or not name.isprintable():
             raise FileError(
                 f"{path} names the shard '{printable(name)}', which does not lie beside it; this is refused"
             )
-    return places
 
 
 def weight_files(names: Iterable[str]) -> list[str]:
@@ -173,6 +179,8 @@ def _unsharded(stem: str) -> str:
 
 
 def _in_folder(folder: pathlib.Path) -> pathlib.Path:
+    if tfjs.is_model(folder / tfjs.MODEL):  # whose shards have the suffix of torch files
+        return folder / tfjs.MODEL
     entries = sorted(folder.iterdir())
     names = weight_files(entry.name for entry in entries if entry.is_file())
     if len(names) == 1:
@@ -195,11 +203,11 @@ def _open(path: pathlib.Path, within: Sequence[str]) -> State:
     elif head.startswith(b"\x80"):
         contents = numpy_file.read(path)
     elif head.lstrip().startswith(b"{"):
-        return _sharded(path)
+        return _of_tfjs(path) if tfjs.is_model(path) else _sharded(path)
     else:
         raise FileError(
-            f"{path} is of no known kind: safetensors, a torch file (.pt, .pth, .bin), a pickle of numpy arrays or an "
-            "index of shards are read"
+            f"{path} is of no known kind: safetensors, a torch file (.pt, .pth, .bin), a pickle of numpy arrays, an "
+            "index of shards or the model.json of TensorFlow.js are read"
         )
     chosen, tree = _chosen(path, contents.tree, within)
     tensors = _flat(path, tree)
@@ -279,9 +287,7 @@ def _damage(path: pathlib.Path) -> str:
 def _sharded(path: pathlib.Path) -> State:
     places = shard_files(path)
     shards = sorted(set(places.values()))
-    missing = [name for name in shards if not (path.parent / name).is_file()]
-    if missing:
-        raise FileError(f"{path} needs these shards, which do not lie beside it: {', '.join(missing)}; fetch them too")
+    _check_there(path, shards)
     opened = {name: _shard(path.parent / name) for name in shards}
     lacking = [name for name, shard in places.items() if name not in opened[shard].tensors]
     if lacking:
@@ -293,6 +299,22 @@ def _sharded(path: pathlib.Path) -> State:
     tensors = {name: opened[shard].tensors[name] for name, shard in places.items()}
     placeholders = sorted({name for state in opened.values() for name in state.placeholders})
     return State(tensors, str(path), tuple(placeholders))
+
+
+def _check_there(path: pathlib.Path, shards: Iterable[str]) -> None:
+    missing = [name for name in shards if not (path.parent / name).is_file()]
+    if missing:
+        raise FileError(f"{path} needs these shards, which do not lie beside it: {', '.join(missing)}; fetch them too")
+
+
+def _of_tfjs(path: pathlib.Path) -> State:
+    manifest = tfjs.groups(path)
+    shards = [name for group in manifest for name in group.paths]
+    _check_beside(path, shards)
+    _check_there(path, shards)
+    tensors = tfjs.tensors(path, manifest)
+    _check_names(path, tensors)
+    return State(tensors, str(path))
 
 
 def _shard(path: pathlib.Path) -> State:

@@ -1,6 +1,7 @@
-"""Files out of packages of a local package index, which can lie, refuse and send what is broken."""
+"""Files out of packages of a local package index and npm registry, which can lie, refuse and send what is broken."""
 
 import contextlib
+import dataclasses
 import gzip
 import hashlib
 import io
@@ -175,3 +176,63 @@ def test_the_index_is_that_of_pip(monkeypatch, tmp_path):
 
     monkeypatch.setattr(subprocess, "run", no_pip)
     assert index_url() == "https://pypi.org/simple"
+
+
+def npm_package(site, tarball, name="some-weights", archive=GOOD):
+    """Puts an archive into the npm registry, which tells this address of it."""
+    body = json.dumps({"dist": {"tarball": tarball}}).encode()
+    site.pages[f"/npm/{name.replace('/', '%2f')}/1.0"] = Page(body, kind="application/json")
+    site.pages[f"/npm/{name}/-/{ARCHIVE}"] = Page(archive)
+    return Package(name, "1.0", ARCHIVE, hashlib.sha256(archive).hexdigest(), MEMBER, registry.NPM)
+
+
+@pytest.mark.parametrize("name", ["some-weights", "@owner/some-weights"])
+@pytest.mark.parametrize("host", ["", "https://registry.npmjs.org"], ids=["relative", "a mirror of npmjs"])
+def test_a_file_of_an_npm_package(site, monkeypatch, name, host):
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", site.url("/npm").replace("//", "//me:secret@"))
+    place = f"/{name}/-/{ARCHIVE}"
+    assert fetched(npm_package(site, host + place if host else f"/npm{place}", name)) == BODY
+    assert len(site.logins) == 2 and all(login.startswith("Basic ") for login in site.logins)
+
+
+def test_files_beside_it_come_along_where_they_belong_to_it(site, monkeypatch, tmp_path):
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", site.url("/npm/"))
+    folder = MEMBER.rpartition("/")[0]
+    beside = [(f"{folder}/shard", b"1"), (f"{folder}/link", "/etc/passwd"), (f"{folder}/..", b"2"), ("x/shard", b"3")]
+    package = npm_package(site, f"some-weights/-/{ARCHIVE}", archive=packed(*beside[:2], (MEMBER, BODY), *beside[2:]))
+    package = dataclasses.replace(package, whole_folder=True)
+    site.pages[f"/npm/some-weights/some-weights/-/{ARCHIVE}"] = site.pages[f"/npm/some-weights/-/{ARCHIVE}"]
+    with member(package) as path:
+        assert sorted(each.name for each in path.parent.iterdir()) == ["shard", "small.ckpt"]
+        assert path.with_name("shard").read_bytes() == b"1"
+    assert left(tmp_path) == [ARCHIVE]
+
+
+@pytest.mark.parametrize("body", [b"[", b"{}", b'{"dist": {"tarball": 3}}'])
+def test_a_page_of_no_npm_registry_is_told(site, monkeypatch, body):
+    monkeypatch.setenv("npm_config_registry", site.url("/npm"))
+    monkeypatch.delenv("NPM_CONFIG_REGISTRY", raising=False)
+    package = npm_package(site, "")
+    site.pages["/npm/some-weights/1.0"] = Page(body, kind="application/json")
+    with pytest.raises(DownloadError, match=r"is no page of an npm registry: check .* \(NPM_CONFIG_REGISTRY\)"):
+        fetched(package)
+
+
+def test_the_registry_is_that_of_npm(monkeypatch, tmp_path):
+    for name in ("NPM_CONFIG_REGISTRY", "npm_config_registry"):
+        monkeypatch.delenv(name, raising=False)
+    answers = iter(["https://mirror.example/npm/\n", "undefined\n"])
+    monkeypatch.setattr(registry.shutil, "which", lambda name: f"/somewhere/{name}")
+    monkeypatch.setattr(
+        subprocess, "run", lambda asked, **_: subprocess.CompletedProcess(asked, 0, stdout=next(answers))
+    )
+    assert registry.npm_registry_url() == "https://mirror.example/npm/"
+    assert registry.npm_registry_url() == "https://registry.npmjs.org/"
+    monkeypatch.setattr(registry.shutil, "which", lambda name: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", "own.example")
+    assert registry.npm_registry_url() == "https://registry.npmjs.org/"
+    (tmp_path / ".npmrc").write_text("audit=false\nregistry = https://${PLACE}/npm\n")
+    assert registry.npm_registry_url() == "https://own.example/npm"
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "https://told.example")
+    assert registry.npm_registry_url() == "https://told.example"
