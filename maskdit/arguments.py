@@ -27,10 +27,13 @@ def parser() -> argparse.ArgumentParser:
     sample = _verb(verbs, "sample", "draw images from a trained model")
     _model_arguments(sample)
     sample.add_argument(
-        "--labels", action="append", metavar="NAME=CLASS,...", help="for all images; given several times, in turn"
+        "--labels",
+        action="append",
+        metavar="NAME=CLASS,...",
+        help="for all images; given several times, in turn by the images' numbers",
     )
     sample.add_argument(
-        "--count", type=int, help="number of images (16; of an edit 4; with texts as many as there are texts)"
+        "--num", type=int, help="number of images (16; of an edit 4; with texts as many as there are texts)"
     )
     sample.add_argument("--seed", type=int, default=0, help="of all draws (0)")
     sample.add_argument("--first", type=int, default=0, help="number of the first image of the seed (0)")
@@ -51,22 +54,64 @@ def parser() -> argparse.ArgumentParser:
         "--trajectory", metavar="FILE.gif|FILE.png", help="how the images came to be: an animation, or a row for each"
     )
     sample.add_argument("--weak", metavar="DIR", help="guide with this weaker model in place of dropped labels")
-    sample.add_argument("--out", metavar="GRID.png", help="write a picture of all images")
-    sample.add_argument("--npz", metavar="FILE.npz", help="write the images as an array, with their labels")
-
-    evaluate = _verb(verbs, "evaluate", "measure a trained model")
-    _model_arguments(evaluate)
-    evaluate.add_argument(
-        "--metrics",
-        default="labels",
-        help="comma-separated; labels: how often samples obey their labels; bits: bits per token of held-out images",
+    sample.add_argument("--out", metavar="GRID.png", help="write a picture of the images, of the first 100 at most")
+    sample.add_argument(
+        "--npz",
+        metavar="FILE.npz",
+        help="write the images as an array, with their labels; many are drawn in parts: what was interrupted goes on",
     )
-    evaluate.add_argument("--num", type=int, default=256, help="images for each seed (256)")
-    evaluate.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
+
+    _evaluating(verbs)
     _encoding(verbs)
     _exchanging(verbs)
     _measuring(verbs)
     return top
+
+
+def _evaluating(verbs: Any) -> None:
+    """The verb that measures generators, images and tokenizers."""
+    evaluate = _verb(verbs, "evaluate", "measure a generator, images of whatever made them, or a tokenizer")
+    evaluate.add_argument(
+        "workdir", nargs="?", metavar="CHECKPOINT", help="of a generator: work directory, .npz file or published name"
+    )
+    evaluate.add_argument("--images", metavar="FOLDER|FILE.npz", help="measure these images in place of samples")
+    evaluate.add_argument("--reconstruction", metavar="TOKENIZER", help="measure how a tokenizer gives --data back")
+    evaluate.add_argument("--data", metavar="NAME|FILE[:variant]|DIR", help="a config with data, or a folder of images")
+    evaluate.add_argument("--size", type=int, help="side of the images of a folder in --data")
+    evaluate.add_argument(
+        "--metrics",
+        help="comma-separated: fd, fid, sfid, is, kd, kid, pr, prdc, mind; of a generator also labels (how often "
+        "samples obey their labels) and bits (bits per token of held-out images); of a tokenizer also none. fd; of a "
+        "sweep fd,is",
+    )
+    evaluate.add_argument("--num", type=int, help="images for each seed (256; of images and of data all)")
+    evaluate.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
+    evaluate.add_argument(
+        "--reference", metavar="FILE.npz|DIR|NAME", help="what scores compare with; the model's training images"
+    )
+    evaluate.add_argument(
+        "--network",
+        metavar="NAME|DIR",
+        help="of features: emoji-classifier (default), inception-fid, dinov2-vitl14, ..",
+    )
+    evaluate.add_argument("--resize", metavar="RULE", help="how images become the network's; its usual rule by default")
+    evaluate.add_argument("--lpips", metavar="NAME|DIR", help="of --reconstruction: lpips or lpips-alexnet")
+    evaluate.add_argument(
+        "--sweep", action="append", metavar="NAME=START:STOP:STEP", help="of guidance, steps, temperature, ema or step"
+    )
+    evaluate.add_argument("--neighbours", metavar="FILE.png", help="samples beside the nearest training images")
+    evaluate.add_argument(
+        "--write-reference", metavar="FILE.npz", help="write statistics of --images or --data to compare others with"
+    )
+    evaluate.add_argument("--out", metavar="DIR", help="where metrics.json goes; DIR/evaluation by default")
+    evaluate.add_argument("--batch", type=int, default=64, help="images at once (64)")
+    evaluate.add_argument("--sampler", help="in place of the model's own, as of `maskdit sample`")
+    evaluate.add_argument("--balanced", action="store_true", help="ask for classes in turn, not at random")
+    evaluate.add_argument(
+        "--text-embeddings", metavar="FILE", help=".npz or .npy of text embeddings, a row for each prompt, in turn"
+    )
+    _sampler_arguments(evaluate)
+    _weights_arguments(evaluate)
 
 
 def _encoding(verbs: Any) -> None:
@@ -154,12 +199,16 @@ def _measuring(verbs: Any) -> None:
     bench.add_argument(
         "config",
         nargs="?",
-        metavar="NAME|FILE[:variant]|c1|c2|import|encode|tokens",
+        metavar="NAME|FILE[:variant]|c1|c2|import|encode|tokens|scores",
         help="a config; or steps against matrix products: c1 (DiT-S/2, batch 8), c2 (MaskDiT and DiT, batch 4); or"
         " seconds and memory of bringing in published weights: import; or encoding against a bare forward pass: encode;"
-        " or sampling a few tokens against diffusion: tokens",
+        " or sampling a few tokens against diffusion: tokens; or Fréchet distances and making features: scores",
     )
-    bench.add_argument("--parts", metavar="PART,...", help="of loader, step, both, sampler, checkpoint (all)")
+    bench.add_argument(
+        "--parts",
+        metavar="PART,...",
+        help="of loader, step, both, sampler, checkpoint; of scores: frechet, devices, rate, order (all)",
+    )
     bench.add_argument("--rounds", type=int, default=3, help="blocks of each measurement; medians count (3)")
     bench.add_argument("--at", type=int, default=0, metavar="STEP", help="step of the run whose plan is measured (0)")
     bench.add_argument("--synthetic", action="store_true", help="random images and labels in place of the config's")
@@ -189,16 +238,28 @@ def _verb(verbs: Any, name: str, text: str, epilog: str = "") -> argparse.Argume
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("workdir", metavar="DIR", help="work directory of a training run, or published weights")
+    _sampler_arguments(parser)
+    _weights_arguments(parser)
+
+
+def _sampler_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, help="steps of the sampler; the model's own by default")
     parser.add_argument("--guidance", type=float, help="weight of the guidance, 1 for none; the model's own by default")
     parser.add_argument(
         "--temperature", type=float, help="of a token sampler, what its noise starts from; the sampler's own by default"
     )
-    _weights_arguments(parser)
 
 
 def _weights_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ema", default="default", help="which average of the weights: its decay, or none for the raw weights"
     )
-    parser.add_argument("--step", type=int, help="which kept checkpoint; the last by default")
+    parser.add_argument(
+        "--step", type=_step, metavar="STEP|best", help="which kept checkpoint; best, by its score; the last by default"
+    )
+
+
+def _step(text: str) -> int | str:
+    if text != "best" and not text.isdigit():
+        raise argparse.ArgumentTypeError(f"a checkpoint is named by its step or by best, got '{text}'")
+    return text if text == "best" else int(text)

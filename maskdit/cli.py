@@ -80,26 +80,97 @@ def _sample(args: Any, overrides: list[tuple[str, str]]) -> None:
 
     labels = [_labels(text) for text in args.labels or ()]
     files = ("out", "npz", "trajectory", "image", "mask", "weak")
-    settings = ("count", "sampler", "steps", "guidance", "temperature", "seed", "first", "batch")
+    settings = ("num", "sampler", "steps", "guidance", "temperature", "seed", "first", "batch")
     how = {name: getattr(args, name) for name in (*files, *settings, "ema", "step", "trust")}
     sample(args.workdir, labels, text=args.text_embeddings, **how)
 
 
 def _evaluate(args: Any, overrides: list[tuple[str, str]]) -> None:
-    from maskdit.evaluate import evaluate
-
-    evaluate(
-        args.workdir,
-        metrics=tuple(args.metrics.split(",")),
-        num=args.num,
-        seeds=tuple(range(args.seeds)),
-        steps=args.steps,
-        guidance=args.guidance,
-        temperature=args.temperature,
-        ema=args.ema,
-        step=args.step,
-        trust=args.trust,
+    _check_subject(args)
+    how: dict[str, Any] = {
+        name: getattr(args, name) for name in ("reference", "network", "resize", "batch", "out", "trust")
+    }
+    weights = {"ema": args.ema, "step": args.step}
+    metrics: dict[str, Any] = (
+        {} if args.metrics is None else {"metrics": tuple(name for name in args.metrics.split(",") if name)}
     )
+    if args.write_reference:
+        from maskdit.evaluate_images import write_statistics
+
+        own = {name: how[name] for name in ("network", "resize", "batch", "trust")}
+        write_statistics(args.write_reference, images=args.images, data=args.data, size=args.size, **own)
+    elif args.images:
+        from maskdit.evaluate_images import evaluate_images
+
+        evaluate_images(args.images, num=args.num, **metrics, **how)
+    elif args.reconstruction:
+        from maskdit.evaluate_images import evaluate_tokenizer
+
+        if metrics.get("metrics") == ("none",):
+            metrics["metrics"] = ()
+        own = {"size": args.size, "lpips": args.lpips}
+        evaluate_tokenizer(args.reconstruction, args.data, num=args.num, **own, **metrics, **how, **weights)
+    else:
+        from maskdit.evaluate import evaluate
+        from maskdit.evaluate_sweep import evaluate_sweep
+
+        names = ("steps", "guidance", "temperature", "sampler")
+        sampling = {**{name: getattr(args, name) for name in names}, "text": args.text_embeddings}
+        sampling["balanced"] = args.balanced or None
+        common = {
+            "num": 256 if args.num is None else args.num,
+            "seeds": tuple(range(args.seeds)),
+            **metrics,
+            **how,
+            **weights,
+            **sampling,
+        }
+        if args.sweep:
+            evaluate_sweep(args.workdir, args.sweep, **common)
+        else:
+            evaluate(args.workdir, neighbours=args.neighbours, **common)
+
+
+def _check_subject(args: Any) -> None:
+    """Refuses an evaluation of nothing or of several things, and options that do not go with what is measured."""
+    subjects = [name for name in ("workdir", "images", "reconstruction") if getattr(args, name)]
+    if args.write_reference:
+        subjects = [
+            "write_reference",
+            *(["workdir"] if args.workdir else []),
+            *(["reconstruction"] if args.reconstruction else []),
+        ]
+    if len(subjects) != 1:
+        raise ValueError("evaluate measures one thing: a CHECKPOINT, --images, or --reconstruction with --data")
+    generator = (
+        "sweep",
+        "neighbours",
+        "steps",
+        "guidance",
+        "temperature",
+        "sampler",
+        "text_embeddings",
+        "seeds",
+        "balanced",
+    )
+    weights, scored = ("step", "ema"), ("num", "metrics", "reference", "out")
+    takes = {
+        "workdir": (*generator, *weights, *scored),
+        "images": scored,
+        "reconstruction": ("data", "size", "lpips", *weights, *scored),
+        "write_reference": ("data", "size"),
+    }[subjects[0]]
+    others, default = (
+        (*generator, *weights, *scored, "data", "size", "lpips"),
+        {"seeds": 1, "ema": "default", "balanced": False},
+    )
+    if wrong := [name for name in others if getattr(args, name) != default.get(name) and name not in takes]:
+        shown = "a checkpoint" if subjects[0] == "workdir" else f"--{subjects[0].replace('_', '-')}"
+        raise ValueError(f"--{wrong[0].replace('_', '-')} does not go with {shown}")
+    if subjects[0] == "reconstruction" and args.data is None:
+        raise ValueError("--reconstruction gives images back: say which with --data, a config or a folder")
+    if args.sweep and args.neighbours:
+        raise ValueError("--neighbours shows one setting's samples: it goes without --sweep")
 
 
 def _encode(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -173,13 +244,14 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
 
 def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
     from maskdit import bench
-    from maskdit.performance import encoding, importing, tokens, workloads
+    from maskdit.performance import encoding, importing, scores, tokens, workloads
 
     if args.gates == (args.config is not None):
-        raise bench.BenchError("bench takes a config, one of c1 and c2, import, encode, tokens, or --gates")
-    if args.gates or args.config in (*workloads.NAMES, importing.NAME, encoding.NAME, tokens.NAME):
+        raise bench.BenchError("bench takes a config, one of c1 and c2, import, encode, tokens, scores, or --gates")
+    if args.gates or args.config in (*workloads.NAMES, importing.NAME, encoding.NAME, tokens.NAME, scores.NAME):
         files = ("json", "scratch")
         takes = {"--gates": ("json",), importing.NAME: files, encoding.NAME: files, tokens.NAME: ("json",)}
+        takes[scores.NAME] = ("json", "parts")
         own = takes.get(args.config or "--gates", ())
         others = [name for name in ("parts", "at", "synthetic", "scratch", "against", "json") if name not in own]
         given = [*(f"config.{path}" for path, _ in overrides), *(name for name in others if getattr(args, name))]
@@ -195,6 +267,9 @@ def _bench(args: Any, overrides: list[tuple[str, str]]) -> None:
         bench.encodes(args.rounds, args.scratch, args.json)
     elif args.config == tokens.NAME:
         bench.tokens(args.rounds, args.json)
+    elif args.config == scores.NAME:
+        parts = tuple(args.parts.split(",")) if args.parts else scores.PARTS
+        bench.scores(args.rounds, args.json, parts=parts)
     else:
         bench.bench(
             _config(args, overrides),

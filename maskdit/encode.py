@@ -19,10 +19,9 @@ import jax
 from ml_collections import ConfigDict
 
 from maskdit import config as configs
-from maskdit.data.array_record import SUFFIX, ArrayRecord
+from maskdit.data.array_record import SUFFIX
 from maskdit.data.embeddings import DECODER_TEXT, NULL, POOLED, TEXT, Texts
 from maskdit.data.encoding import EncodingError, Job, write_records
-from maskdit.data.folder import Folder
 from maskdit.data.latent_shards import (
     FolderInUse,
     Shards,
@@ -34,6 +33,7 @@ from maskdit.data.latent_shards import (
 )
 from maskdit.data.latents import FORMAT, LATENTS, Stream, read_manifest
 from maskdit.data.loader import Loader
+from maskdit.data.named import is_folder, named
 from maskdit.interop.atomic import ending_on_sigterm
 from maskdit.model import load
 from maskdit.tokenizers.model import TokenizerModel, spec_of
@@ -68,7 +68,7 @@ def encode(
     batch: int = 64,
     shard_records: int = 8192,
     ema: str = "default",
-    step: int | None = None,
+    step: int | str | None = None,
     trust: Iterable[str] = (),
 ) -> str:
     """Encodes a data set, going on where an earlier call was cut off.
@@ -152,17 +152,9 @@ def _data(
     data: str, overrides: Sequence[tuple[str, str]], size: int | None, text: str | None, model: TokenizerModel
 ) -> ConfigDict:
     """The spec of the loader."""
-    if "://" in data or os.path.isdir(data):
+    if is_folder(data):
         size = size or model.latent.size
-        if size is None:
-            raise EncodingError(f"{data} is a folder, and this tokenizer takes images of many sizes: give --size")
-        sharded = os.path.isdir(data) and any(name.endswith(SUFFIX) for name in os.listdir(data))
-        source = configs.spec(ArrayRecord if sharded else Folder, path=data)
-        config = ConfigDict({"data": configs.spec(Loader, source=source, size=size)})
-    else:
-        config = configs.load(data)
-    if config.get("data") is None:
-        raise EncodingError(f"the config {data} has no data to encode")
+    config = named(data, size)
     if text is not None and "text" in config.data:
         with config.data.ignore_type():
             config.data.text = None  # may be a spec, which no text replaces

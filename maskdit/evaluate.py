@@ -1,18 +1,31 @@
-"""`maskdit evaluate`: measures a trained model, prints a table and keeps the figures beside the model."""
+"""`maskdit evaluate`: measures a trained generator, prints a table and keeps the figures.
+
+Images of whatever made them, and tokenizers, are measured by `maskdit.evaluate_images`.
+"""
 
 import dataclasses
-import importlib.metadata
-import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from maskdit.evals import labels, likelihood
+from maskdit.evals import labels, likelihood, report, scoring
+from maskdit.evals import network as networks
+from maskdit.evals.memorisation import check_memorisation
+from maskdit.evals.neighbours import Memorisation
+from maskdit.evals.report import Figure
+from maskdit.evals.samples import drawn
+from maskdit.evals.scores import SCORES, label, wanted
+from maskdit.evals.scoring import Scoring
 from maskdit.model import load
+from maskdit.sample import sampler_named
 from maskdit.samplers.temperature import started
+from maskdit.tokenizers.model import TokenizerModel
 from maskdit.training import distributed
+from maskdit.training.evaluation import fixed_labels
 
 
 class EvaluationError(ValueError):
@@ -20,40 +33,19 @@ class EvaluationError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """One measured quantity.
-
-    Attributes:
-      name: such as `labels/style`.
-      values: one for each seed.
-      beside: figures to read it against, by name, such as `chance`.
-      unit: `%` for shares, which the table shows in percent; else what follows the number.
-      note: a line for the end of the table.
-    """
-
-    name: str
-    values: tuple[float, ...]
-    beside: dict[str, float]
-    unit: str = "%"
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all metrics share.
+    """What all metrics of a generator share.
 
     Attributes:
       num: images for each seed.
       seeds: of sampling.
-      steps, guidance, temperature: of the sampler; None for the model's own.
+      sampling: settings of `GeneratorModel.sample`, such as `steps` and `guidance`; None for the model's own.
       trust: packages besides `maskdit` whose classes the config may name.
     """
 
     num: int
     seeds: tuple[int, ...]
-    steps: int | None
-    guidance: float | None
-    temperature: float | None = None
+    sampling: dict[str, Any]
     trust: tuple[str, ...] = ()
 
 
@@ -61,7 +53,7 @@ def label_obedience(model: Any, settings: Settings) -> list[Figure]:
     """The share of samples that show the label asked for, for each label; see `maskdit.evals.labels`."""
     classifier = labels.shipped_classifier()
     names = labels.judged(model, classifier)
-    sampling = {name: getattr(settings, name) for name in ("steps", "guidance", "temperature")}
+    sampling = {name: value for name, value in settings.sampling.items() if name != "labels"}  # it asks in turn itself
     made = [labels.obeyed(model, classifier, settings.num, seed, **sampling) for seed in settings.seeds]
     accuracy = labels.held_out_accuracy(classifier)
     return [
@@ -90,33 +82,46 @@ def bits_per_token(model: Any, settings: Settings) -> list[Figure]:
 
 
 METRICS: dict[str, Callable[[Any, Settings], list[Figure]]] = {"labels": label_obedience, "bits": bits_per_token}
-"""What `--metrics` may name."""
+"""What `--metrics` may name besides the scores of `maskdit.evals.scores.SCORES`."""
 
 
 @distributed.together()
 def evaluate(
     workdir: str,
-    metrics: Sequence[str] = ("labels",),
+    metrics: Sequence[str] = ("fd",),
     num: int = 256,
     seeds: Sequence[int] = (0,),
-    steps: int | None = None,
-    guidance: float | None = None,
-    temperature: float | None = None,
+    *,
+    reference: str | None = None,
+    network: str | None = None,
+    resize: str | None = None,
+    batch: int = 64,
+    out: str | None = None,
+    neighbours: str | None = None,
     ema: str = "default",
-    step: int | None = None,
+    step: int | str | None = None,
     trust: Iterable[str] = (),
+    **sampling: Any,
 ) -> dict[str, Any]:
-    """Measures a trained model, prints a table, and writes the figures to `evaluation.json` in its work directory.
+    """Measures samples of a trained generator, prints a table, and writes the figures to `metrics.json`.
 
-    Several processes measure together; the first one prints and writes.
+    Several processes measure together; the first one prints and writes. What was interrupted goes on.
 
     Args:
-      workdir: the model's work directory, or a file written by `maskdit.save`, beside which the figures then go.
-      metrics: names out of `METRICS`.
+      workdir: the model's work directory, a file written by `maskdit.save`, or the name of published weights.
+      metrics: names out of `METRICS` and `SCORES`.
       num: images for each seed; of held-out ones at most as many as there are.
       seeds: each gives a figure.
-      steps, guidance, temperature: of the sampler; the model's own by default.
+      reference: what scores compare with: a file of statistics or images (`.npz`), a folder of images, or a config
+        whose training images count; by default those that the model was trained on.
+      network: of scores' features, see `maskdit.evals.network.find`.
+      resize: the rule by which images become the network's; its first by default.
+      batch: images at once.
+      out: the folder to write to; by default `evaluation` in the work directory, `NAME.evaluation` beside a file.
+      neighbours: a PNG file for samples beside the training images nearest to them, a check for memorised images.
       ema, step, trust: see `maskdit.load`.
+      **sampling: `steps`, `guidance`, `temperature` and `text` of `GeneratorModel.sample`; `sampler`, a name out of
+        `maskdit.sample.SAMPLERS`; `balanced`, whether classes are asked for in turn, as often each, not at random.
 
     Returns:
       What was written: `metrics` (for each figure `values` by seed, their `mean`, and what to read it against), and
@@ -124,82 +129,187 @@ def evaluate(
 
     Raises:
       EvaluationError: for an unknown metric, no seeds or no images.
-      LabelsError, LikelihoodError, ModelError, CheckpointError: for a model that cannot be measured so.
+      LabelsError, LikelihoodError, ScoreError, ModelError, CheckpointError: for a model that cannot be measured so.
     """
-    unknown = [name for name in metrics if name not in METRICS]
+    begin = time.monotonic()
+    check(metrics, num, seeds)
+    facts = {"workdir": str(workdir), "metrics": list(metrics), "num": num, "seeds": list(seeds), "batch": batch}
+    facts |= {"reference": reference, "network": network, "resize": resize, "out": out, "ema": ema, "step": step}
+    distributed.agree(verb="evaluate", trust=list(trust), **facts, **{n: str(value) for n, value in sampling.items()})
+    model = generator(load(workdir, ema=ema, step=step, trust=trust), str(workdir))
+    folder = place(workdir, out)
+    ready = prepare(model, metrics, folder, reference, network, resize, batch, trust)
+    settings = Settings(num, tuple(int(seed) for seed in seeds), resolved(model, sampling), tuple(trust))
+    figures = measured(model, metrics, settings, ready)
+    near = None if neighbours is None else _neighbours(model, settings, network, resize, batch, neighbours)
+    if distributed.is_first():
+        print(report.table(figures, num, [f"seed {seed}" for seed in seeds], ready.notes(num) if ready else ()))
+        if near is not None:
+            print(near, f"wrote {neighbours}", sep="\n")
+    about = {"of": str(workdir), **settings_used(model, settings), **provenance(ready)}
+    if near is not None:
+        about |= {"neighbours": dataclasses.asdict(near), "nearest of": network or networks.OFFLINE}
+    found = report.record(figures, about, time.monotonic() - begin)
+    report.write(folder, found)
+    return found
+
+
+def generator(model: Any, workdir: str) -> Any:
+    """The model that was loaded, if it draws images.
+
+    Raises:
+      EvaluationError: for one that does not.
+    """
+    if isinstance(model, TokenizerModel):
+        raise EvaluationError(f"{workdir} is a tokenizer: maskdit evaluate --reconstruction {workdir} measures it")
+    if not hasattr(model, "sample"):
+        raise EvaluationError(f"{workdir} holds a {type(model).__name__}, which draws no images to measure")
+    return model
+
+
+def resolved(model: Any, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of sampling that are given, as `GeneratorModel.sample` takes them."""
+    given = {name: value for name, value in sampling.items() if value is not None}
+    if given.pop("balanced", False):
+        names, vocabulary = list(model.task.network.classes), model.vocabulary
+        if not names:
+            raise EvaluationError("this model has no labels to be asked for in turn: leave --balanced out")
+        given["labels"] = fixed_labels(vocabulary, names, math.prod(len(vocabulary[name]) for name in names))
+    if "sampler" in given:
+        given["sampler"] = sampler_named(given["sampler"], model.sampler)
+    return given
+
+
+def check(metrics: Sequence[str], num: int, seeds: Sequence[int]) -> None:
+    """Refuses what no evaluation of a generator can be made of.
+
+    Raises:
+      EvaluationError: for an unknown metric, no seeds or no images.
+    """
+    unknown = [name for name in metrics if name not in METRICS and name not in SCORES]
     if unknown or not metrics:
-        raise EvaluationError(f"metrics are {', '.join(METRICS)}; got {', '.join(unknown) or 'none'}")
+        raise EvaluationError(f"metrics are {', '.join((*METRICS, *SCORES))}; got {', '.join(unknown) or 'none'}")
     if num < 1 or not seeds:
         raise EvaluationError(f"an evaluation takes 1 or more images and seeds, got num={num} and {len(seeds)} seeds")
-    root, is_file = epath.Path(workdir), str(workdir).endswith(".npz")
-    distributed.agree(verb="evaluate", workdir=str(workdir), metrics=list(metrics), num=num, seeds=list(seeds))
-    distributed.agree(steps=steps, guidance=guidance, temperature=temperature, ema=ema, step=step, trust=list(trust))
-    model = load(workdir, ema=ema, step=step, trust=trust)
-    settings = Settings(num, tuple(int(seed) for seed in seeds), steps, guidance, temperature, tuple(trust))
-    figures = [figure for name in metrics for figure in METRICS[name](model, settings)]
-    if distributed.is_first():
-        print(table(figures, settings))
-    record = {
-        "metrics": {f.name: {"values": f.values, "mean": float(np.mean(f.values)), **f.beside} for f in figures},
-        **_settings(model, settings),
-        "ema": model.ema,
-        "step": model.step,
-        "versions": {name: importlib.metadata.version(name) for name in ("maskdit", "jax", "flax")},
+
+
+def place(subject: str, out: str | None) -> epath.Path:
+    """The folder that an evaluation writes to: `out`; in a work directory `evaluation`, else `NAME.evaluation`."""
+    if out is not None:
+        return epath.Path(out)
+    root = epath.Path(subject)
+    inside = distributed.first(lambda: (root / "config.json").exists() or (root / "checkpoints").exists())
+    return root / "evaluation" if inside else root.parent / f"{root.name.removesuffix('.npz')}.evaluation"
+
+
+def prepare(
+    model: Any,
+    metrics: Sequence[str],
+    folder: epath.Path | None,
+    reference: str | None = None,
+    network: str | None = None,
+    resize: str | None = None,
+    batch: int = 64,
+    trust: Iterable[str] = (),
+) -> Scoring | None:
+    """What the scores among some metrics of a generator need; None where there are none. Arguments as of `evaluate`."""
+    names = [name for name in metrics if name in SCORES]
+    if not names:
+        return None
+    found = networks.find(network, resize)
+    wanted(names, found)  # refused before anything is computed
+    own, held_out = (
+        (None, None)
+        if reference is not None
+        else (scoring.own_loader(model.config, part, tuple(trust)) for part in ("data", "held_out"))
+    )
+    size = model.config.data.size if model.config is not None and model.config.get("data") is not None else None
+    how: dict[str, Any] = {
+        "size": size,
+        "batch": batch,
+        "folder": folder and folder / "progress",
+        "trust": tuple(trust),
     }
-    out = root.with_suffix(".evaluation.json") if is_file else root / "evaluation.json"
-    if distributed.is_first():
-        out.write_text(json.dumps(record, indent=2) + "\n")
-    return record
+    return scoring.prepare(names, found, reference or own, held_out=held_out, **how)
 
 
-def table(figures: Sequence[Figure], settings: Settings) -> str:
-    """The figures as text: a row for each, a column for each seed, the mean, and what to read it against.
+def measured(
+    model: Any, metrics: Sequence[str], settings: Settings, ready: Scoring | None, floor: bool = True
+) -> list[Figure]:
+    """The figures of a generator: those of `METRICS`, then scores; with `floor` those of held-out images beside."""
+    figures = [figure for name in metrics if name in METRICS for figure in METRICS[name](model, settings)]
+    if ready is None:
+        return figures
+    made = [ready.of_samples(model, settings.num, seed, **settings.sampling) for seed in settings.seeds]
+    beside = {name: {"bias": value} for name, value in ready.bias(settings.num).items()}
+    for name, value in (ready.floor(settings.num) if floor else {}).items():
+        beside.setdefault(name, {})["held-out"] = value
+    return [*figures, *figures_of(ready, made, beside)]
+
+
+def _neighbours(
+    model: Any, settings: Settings, network: str | None, resize: str | None, batch: int, path: str
+) -> Memorisation:
+    training, held_out = (scoring.own_loader(model.config, part, settings.trust) for part in ("data", "held_out"))
+    if training is None or held_out is None:
+        raise EvaluationError(
+            "the nearest training images are told by the run's data and held_out: this model has none"
+        )
+    parts = drawn(model, settings.num, seed=settings.seeds[0], batch=batch, **settings.sampling)
+    samples = np.concatenate([images for _, images in parts])
+    return check_memorisation(samples, networks.find(network, resize), training, held_out, path, batch=batch)
+
+
+def figures_of(ready: Scoring, made: Sequence[dict[str, float]], beside: dict[str, dict[str, float]]) -> list[Figure]:
+    """Scores as figures.
 
     Args:
-      figures: what was measured.
-      settings: under which they were measured.
+      ready: what made them.
+      made: the scores of each set of images.
+      beside: what to read them against, by name.
     """
-    beside = list(dict.fromkeys(name for figure in figures for name in figure.beside))
-    titles = [f"{settings.num} images", *(f"seed {seed}" for seed in settings.seeds), "mean", *beside]
-    rows = [
-        [
-            f.name,
-            *(_shown(value, f.unit) for value in (*f.values, float(np.mean(f.values)), *map(f.beside.get, beside))),
-        ]
-        for f in figures
-    ]
-    widths = [max(len(row[i]) for row in (titles, *rows)) for i in range(len(titles))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    return [
+        Figure(
+            name=name,
+            values=tuple(values[name] for values in made),
+            beside=beside.get(name, {}),
+            unit="%" if name.startswith("pr") and not name.endswith("density") else "",
+            label=label(name, ready.network),
         )
-        for row in (titles, *rows)
+        for name in made[0]
     ]
-    return "\n".join([*lines, *dict.fromkeys(figure.note for figure in figures if figure.note)])
 
 
-def _shown(value: float | None, unit: str) -> str:
-    if value is None:
-        return ""
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f} {unit}"
+def provenance(ready: Scoring | None) -> dict[str, Any]:
+    """What makes scores repeatable, besides the samples: network, resize rule, rounding, reference."""
+    if ready is None:
+        return {}
+    about = {"rounding": report.ROUNDING, "features": ready.network.described()}
+    return about | ({} if ready.reference is None else {"reference": ready.reference.about})
 
 
-def _temperature(sampler: Any, settings: Settings) -> Any:
-    """The temperature of a run, or its course in words."""
-    own, asked = sampler.temperature, settings.temperature
-    course = own if asked is None else started(own, asked)
-    return course if isinstance(course, int | float) else str(course)
-
-
-def _settings(model: Any, settings: Settings) -> dict[str, Any]:
-    """The settings as they were used, the model's own included."""
-    sampler, guidance = getattr(model, "sampler", None), getattr(model, "guidance", None)
-    return {
+def settings_used(model: Any, settings: Settings) -> dict[str, Any]:
+    """The settings of sampling as they were used, the model's own included."""
+    asked = settings.sampling
+    sampler, guidance = asked.get("sampler") or getattr(model, "sampler", None), getattr(model, "guidance", None)
+    used = {
         "num": settings.num,
         "seeds": settings.seeds,
+        "labels": "in turn" if "labels" in asked else "at random",
         "sampler": type(sampler).__name__ if sampler is not None else None,
-        "steps": getattr(sampler, "steps", None) if settings.steps is None else settings.steps,
-        "guidance": getattr(guidance, "weight", None) if settings.guidance is None else settings.guidance,
-        **({"temperature": _temperature(sampler, settings)} if hasattr(sampler, "temperature") else {}),
+        "sampler_settings": str(sampler),
+        "steps": asked.get("steps", getattr(sampler, "steps", None)),
+        "guidance": asked.get("guidance", getattr(guidance, "weight", None)),
+        "guidance_settings": str(guidance),
+        "ema": model.ema,
+        "step": model.step,
     }
+    if hasattr(sampler, "temperature"):
+        used["temperature"] = _temperature(sampler, asked.get("temperature"))
+    return used
+
+
+def _temperature(sampler: Any, asked: float | None) -> Any:
+    """The temperature of a run, or its course in words."""
+    course = sampler.temperature if asked is None else started(sampler.temperature, asked)
+    return course if isinstance(course, int | float) else str(course)

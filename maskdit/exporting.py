@@ -32,7 +32,7 @@ def export_weights(
     layout: str = "reference",
     part: str | None = None,
     ema: str = "default",
-    step: int | None = None,
+    step: int | str | None = None,
     trust: Iterable[str] = (),
 ) -> str:
     """Writes the network, tokenizer or encoder of a checkpoint as a published state dict.

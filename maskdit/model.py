@@ -13,14 +13,14 @@ from maskdit import references
 from maskdit.contracts import ModelError
 from maskdit.encoders.model import EncoderModel
 from maskdit.tokenizers.model import TokenizerModel, spec_of
-from maskdit.training import checkpoint, distributed
+from maskdit.training import checkpoint, distributed, model_file
 from maskdit.training.mesh import MeshShape, replicated
 from maskdit.training.precision import on_this_device
 
 Labels = Mapping[str, str | int | Sequence[str | int]]
 
 
-def load(path: str, *, ema: str = "default", step: int | None = None, trust: Iterable[str] = ()) -> Any:
+def load(path: str, *, ema: str = "default", step: int | str | None = None, trust: Iterable[str] = ()) -> Any:
     """Loads a trained model from its work directory, or published weights by their name.
 
     Args:
@@ -28,7 +28,8 @@ def load(path: str, *, ema: str = "default", step: int | None = None, trust: Ite
         such weights are fetched and brought into `~/.cache/maskdit` (or `$MASKDIT_CACHE`) at first use.
       ema: which average of the weights: `default` (the run's first), the name of another, or `none` for the raw
         weights. A model file holds one set of weights.
-      step: which kept checkpoint; None for the last.
+      step: which kept checkpoint: its step, or `best`, the one with the best score of those that the run measured
+        (`evaluation.scores` of its config); None for the last.
       trust: packages besides `maskdit` whose classes the checkpoint's config may build.
 
     Returns:
@@ -79,5 +80,5 @@ def save(model: Any, path: str, dtype: str = "float32") -> None:
     if model.step is not None:
         meta["step"] = model.step
     if distributed.is_first():
-        checkpoint.write_file(path, checkpoint.Stored(model.variables, meta), dtype)
+        model_file.write(path, checkpoint.Stored(model.variables, meta), dtype)
     distributed.barrier()

@@ -26,7 +26,7 @@ from maskdit.contracts import Array, PyTree
 from maskdit.interop import published
 from maskdit.tokenizers import shipped
 from maskdit.tokenizers.model import TokenizerModel, spec_of
-from maskdit.training import checkpoint, mesh, placement
+from maskdit.training import checkpoint, mesh, model_file, placement
 
 _LOG = logging.getLogger(__name__)
 INIT_FROM = "init_from"
@@ -141,11 +141,11 @@ def find(source: str) -> str:
 
 
 def read(
-    source: str, ema: str = "default", step: int | None = None, *, place: checkpoint.Place | None = None
+    source: str, ema: str = "default", step: int | str | None = None, *, place: checkpoint.Place | None = None
 ) -> checkpoint.Stored:
     """What sampling needs of a source; arguments as those of `checkpoint.read`."""
     path = find(source)
-    return checkpoint.read_file(path) if path.endswith(".npz") else checkpoint.read(path, ema, step, place=place)
+    return model_file.read(path) if path.endswith(".npz") else checkpoint.read(path, ema, step, place=place)
 
 
 def resolve(

@@ -2,20 +2,25 @@
 
 import dataclasses
 import hashlib
-import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 
 from maskdit.contracts import ModelError
+from maskdit.data.conditions import read_prompts
 from maskdit.data.embeddings import Embeddings
+from maskdit.data.image_array import Pictures, write_npz
 from maskdit.data.source import UnreadableRecord
 from maskdit.data.transforms import decode
 from maskdit.evals import pictures
+from maskdit.evals.samples import drawn, in_turn, write_samples
+from maskdit.interop.atomic import written_whole
 from maskdit.model import load
 from maskdit.networks.model import GeneratorModel
+from maskdit.references import checksum
 from maskdit.samplers.ancestral import DDIM, Ancestral
 from maskdit.samplers.autoregressive import TokenByToken
 from maskdit.samplers.heun import Euler, Heun
@@ -37,6 +42,10 @@ SAMPLERS: dict[str, Any] = {
 """Name -> sampler with its defaults."""
 
 
+SHOWN = 100
+"""Images that a picture or an animation shows at most."""
+
+
 @distributed.together()
 def sample(
     workdir: str,
@@ -45,82 +54,132 @@ def sample(
     out: str | None = None,
     npz: str | None = None,
     trajectory: str | None = None,
-    count: int | None = None,
+    num: int | None = None,
+    seed: int = 0,
+    first: int = 0,
+    batch: int = 64,
     sampler: str | None = None,
     weak: str | None = None,
     text: str | None = None,
     image: str | None = None,
     mask: str | None = None,
     ema: str = "default",
-    step: int | None = None,
+    step: int | str | None = None,
     trust: Iterable[str] = (),
     **settings: Any,
-) -> np.ndarray:
+) -> None:
     """Loads a model, draws images and writes them. Several processes draw together; the first one writes.
+
+    Image i of a seed is the same whatever `num`, `first`, `batch` and the devices are, but for the rounding of programs
+    that are compiled for others; see `maskdit.evals.samples.drawn`.
 
     Args:
       workdir: the model's work directory.
-      labels: sets of labels, given to the images in turn; none for random ones.
-      out: a PNG file for the images as a grid, of an edit after the image and what is kept of it; `samples.png` where
-        none of `out`, `npz` and `trajectory` is given.
-      npz: a file for the images, `arr_0` uint8 `[count, H, W, 3]`, their labels, and what their texts are called.
-      trajectory: a file for what the model took for the images after each step: `.gif` an animation of the grid, `.png`
-        a row for each image.
-      count: number of images; by default 16, of an edit 4, and with texts as many as there are texts.
+      labels: sets of labels, in turn: of n sets, image i is given set i % n; none for random ones.
+      out: a PNG file for the first `SHOWN` images as a grid, of an edit after the image and what is kept of it;
+        `samples.png` where none of `out`, `npz` and `trajectory` is given.
+      npz: a file for all images, `arr_0` uint8 `[num, H, W, 3]`, uncompressed, their labels, and what their texts are
+        called. More than `SHOWN` images are drawn part by part; the same call goes on after an interruption, see
+        `maskdit.evals.samples.write_samples`.
+      trajectory: a file for what the model took for the images after each step, of the first `SHOWN`: `.gif` an
+        animation of the grid, `.png` a row for each image.
+      num: number of images; by default 16, of an edit 4, and with texts as many as there are texts.
+      seed: of all draws.
+      first: number of the first image.
+      batch: images made at once.
       sampler: a name of `SAMPLERS`, in place of the model's own.
       weak: work directory of a weaker model to guide with.
-      text: a file of text embeddings, see `maskdit.data.embeddings.Embeddings`.
+      text: a file of text embeddings, in turn as the labels; see `maskdit.data.embeddings.Embeddings`.
       image: an image file to edit, of the size that the model makes.
       mask: an image file of the same size: white is made anew, black is kept; of grey what is lighter than the middle
         (128 of 255, the mean of the colours) counts as white. Transparency counts as white, in the image too.
       ema, step, trust: see `maskdit.load`.
-      **settings: `steps`, `guidance`, `temperature`, `seed`, `first` and `batch` of `GeneratorModel.sample`.
+      **settings: `steps`, `guidance` and `temperature` of `GeneratorModel.sample`.
 
     Raises:
       ModelError: for a model that draws no images, an unknown sampler, and files that cannot be read or written.
     """
-    asked = {"labels": list(labels), "out": out, "npz": npz, "count": count, "sampler": sampler, "weak": weak}
-    files = {"trajectory": trajectory, "text": text, "image": image, "mask": mask}
+    drawing = {"labels": list(labels), "sampler": sampler, **settings}
+    numbers = {"num": num, "seed": seed, "first": first, "batch": batch}
+    files = {"out": out, "npz": npz, "trajectory": trajectory, "weak": weak, "text": text, "image": image, "mask": mask}
     chosen_model = {"ema": ema, "step": step, "trust": list(trust)}
     edit = _edit(image, mask)
-    seen = {f"{name} (pixels)": hashlib.sha256(pixels.tobytes()).hexdigest() for name, pixels in edit.items()}
-    distributed.agree(verb="sample", workdir=str(workdir), **asked, **files, **seen, **chosen_model, **settings)
+    drawing |= {f"{name} (pixels)": hashlib.sha256(pixels.tobytes()).hexdigest() for name, pixels in edit.items()}
+    distributed.agree(verb="sample", workdir=str(workdir), **drawing, **numbers, **files, **chosen_model)
     _check_writable(out, npz, trajectory)
     model = load(workdir, ema=ema, step=step, trust=trust)
     if not isinstance(model, GeneratorModel):
         raise ModelError(f"{workdir} holds a {type(model).__name__}, which draws no images")
     if labels and any(set(one) != set(labels[0]) for one in labels):
         raise ModelError("all --labels must name the same labels")
-    chosen = {name: [one[name] for one in labels] for name in labels[0]} if labels else None
-    if count is None and text is None:
-        count = 4 if edit else 16
-    made = model.sample(
-        chosen,
-        count=count,
-        sampler=sampler_named(sampler, model.sampler) if sampler else None,
-        weak=load(weak, trust=trust) if weak else None,
-        text=text,
-        trajectory=trajectory is not None,
+    how = {
+        "seed": seed,
+        "first": first,
+        "batch": batch,
+        "labels": {name: [one[name] for one in labels] for name in labels[0]} if labels else None,
+        "text": None if text is None else read_prompts(text, model.task.network),
+        "sampler": sampler_named(sampler, model.sampler) if sampler else None,
+        "weak": load(weak, trust=trust) if weak else None,
         **edit,
         **settings,
-    )
-    images = made if trajectory is None else made[:, -1]
-    if not distributed.is_first():
-        return images
-    if trajectory is not None:
-        _write_trajectory(trajectory, made)
-    if out or not (npz or trajectory):
-        pictures.save_png(out or "samples.png", pictures.grid(np.concatenate([*_before(**edit), images])))
-        print(f"wrote {out or 'samples.png'}: {len(images)} images")
+    }
+    if num is None:
+        rows = [len(array) for array in jax.tree.leaves(how["text"])]
+        num = max(len(labels), *rows) if rows else 4 if edit else 16
+    few = _few(model, min(num, SHOWN), trajectory, how) if trajectory or not npz or num <= SHOWN else None
     if npz:
-        drawn = model.labels(chosen, count=len(images), seed=settings.get("seed", 0), first=settings.get("first", 0))
-        if text is not None:
-            drawn["text"] = [name for name, _ in zip(itertools.cycle(Embeddings(text).names), images, strict=False)]
         npz = npz if npz.endswith(".npz") else f"{npz}.npz"
-        with epath.Path(npz).open("wb") as file:
-            np.savez_compressed(file, arr_0=images, **{name: np.array(values) for name, values in drawn.items()})  # type: ignore[arg-type]
-        print(f"wrote {npz}: arr_0 {list(images.shape)} uint8" + "".join(f", {name}" for name in drawn))
-    return images
+        _write_npz(npz, model, num, few, text, how, drawing)
+    if distributed.is_first() and (out or not (npz or trajectory)):
+        few = next(Pictures(str(npz)).batches(SHOWN)) if few is None else few
+        _write_grid(out or "samples.png", [*_before(**edit), few], num, bool(npz))
+    distributed.barrier()  # the others wait for the first, however long it writes
+
+
+def _few(model: GeneratorModel, num: int, trajectory: str | None, how: Mapping[str, Any]) -> np.ndarray:
+    """The first images, uint8 `[num, H, W, 3]`, with the file of how they came to be where one is asked for."""
+    made = np.concatenate([some for _, some in drawn(model, num, trajectory=trajectory is not None, **how)])
+    if trajectory is None:
+        return made
+    if distributed.is_first():
+        _write_trajectory(trajectory, made)
+    return made[:, -1]
+
+
+def _write_npz(
+    npz: str,
+    model: GeneratorModel,
+    num: int,
+    few: np.ndarray | None,
+    text: str | None,
+    how: Mapping[str, Any],
+    drawing: Mapping[str, Any],
+) -> None:
+    """Writes the array file: of the images that are there already where these are all, else of what it draws."""
+    numbers = np.arange(how["first"], how["first"] + num)
+    beside = model.labels(in_turn(how["labels"], numbers), count=num, seed=how["seed"], first=how["first"])
+    facts = dict(drawing)
+    if text is not None:
+        names = Embeddings(text).names
+        beside["text"] = [names[number % len(names)] for number in numbers]
+        facts["text"] = hashlib.sha256(epath.Path(text).read_bytes()).hexdigest()
+    if how["weak"] is not None:
+        facts["weak"] = checksum(how["weak"].variables)
+    if few is None or len(few) < num:
+        write_samples(model, npz, num, beside=beside, facts=facts, **how)
+    elif distributed.is_first():
+        with written_whole(epath.Path(npz)) as path:
+            write_npz(path, few.shape, [few], beside)
+    if distributed.is_first():
+        print(f"wrote {npz}: arr_0 {list(Pictures(npz).shape)} uint8" + "".join(f", {name}" for name in beside))
+
+
+def _write_grid(out: str, rows: list[np.ndarray], num: int, kept: bool) -> None:
+    """Writes a picture of images `[n, H, W, 3]`; the last ones are the first of all `num`."""
+    pictures.save_png(out, pictures.grid(np.concatenate(rows)))
+    shown = len(rows[-1])
+    some = f"the first {shown} of {num} images" if shown < num else f"{num} images"
+    print(f"wrote {out}: {some}" + "; --npz FILE keeps all" * (shown < num and not kept))
 
 
 def sampler_named(name: str, own: Any = None) -> Any:

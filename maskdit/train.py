@@ -25,7 +25,7 @@ from maskdit.data.conditions import takes_text
 from maskdit.draw import Draw
 from maskdit.evals import pictures
 from maskdit.tasks import task as tasks
-from maskdit.training import checkpoint, distributed, evaluation, mesh, placement
+from maskdit.training import checkpoint, distributed, evaluation, loop_scores, mesh, placement
 from maskdit.training.precision import on_this_device
 from maskdit.training.profiling import Profiler, Window
 from maskdit.training.run import LOADER_MAY_CHANGE, MAY_CHANGE, Run
@@ -46,8 +46,8 @@ def train(
     """Trains what a config describes, from its last checkpoint if the work directory has one.
 
     Writes to the work directory: `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, `frozen/`,
-    `samples.png` (for generators) or `reconstructions.png` (for tokenizers), and `loss.png`. SIGTERM and SIGINT, to any
-    process, save and return.
+    `samples.png` (for generators) or `reconstructions.png` (for tokenizers), `evaluation/` (for runs with scores), and
+    `loss.png`. SIGTERM and SIGINT, to any process, save and return.
 
     Args:
       config: a config whose top level is a `maskdit.training.run.Run`.
@@ -81,6 +81,7 @@ def train(
     shapes = _batch_shapes(run.data, run.batch, rows[0])
     task.check(shapes, run.data.vocabulary)
     _check_evaluation(task, run, shapes)
+    scores = loop_scores.prepare(task, run, config, workdir, tuple(trust))
     like = abstract_state(task, run.ema, shapes, devices)
     given = weights.pop(references.INIT_FROM).fitting(weighted(like)) if references.INIT_FROM in weights else {}
 
@@ -88,12 +89,13 @@ def train(
         seed = jax.jit(lambda: jax.random.key(run.seed), out_shardings=mesh.replicated(devices))()
         frozen = _frozen(task, run, workdir, devices, started, weights)
         run.data.check_tokenizer(getattr(task, "tokenizer", None), frozen.get("tokenizer"))
-        store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints))
+        store = stack.enter_context(checkpoint.Store(workdir, run.checkpoints, scores.scored))
         state = _initial_state(task, run, shapes, seed, store, like, given)
         weights.clear()  # frozen/ has them now, the state those of `given`
         given.clear()
         _write_config(config, root)
         first = int(jax.device_get(state.step))
+        scores.resume(first)
         if window is not None:
             window.check(first, run.steps)
         steps = _Programs(task, run, frozen, seed, devices)
@@ -110,6 +112,8 @@ def train(
         }
         if distributed.first(lambda: _evaluation_missing(run, root, first)):
             log.write(first, *_evaluate(task, run, config, state, frozen, root, devices))
+        if scores.missing(first):
+            log.write(first, scores.measure(first, _model(task, run, config, state, frozen, devices)))
         stack.enter_context(jax.transfer_guard("disallow"))
 
         for step in range(first, run.steps):
@@ -122,13 +126,21 @@ def train(
             log.step(step + 1, metrics, waited, replaced=batch["replaced"])
             stopped = stop.after(step + 1)
             last = stopped or step + 1 == run.steps
-            if last or (step + 1) % run.checkpoints.every == 0:
+            saved = last or (step + 1) % run.checkpoints.every == 0
+            evaluated = not stopped and run.evaluation.due(step + 1, run.steps)
+            scored = not stopped and scores.due(step + 1)
+            if saved or evaluated or scored:
                 log.flush()  # looks at every step's loss: what is not finite is not saved
                 with jax.transfer_guard("allow"):
-                    store.save(state, record)
-            if not stopped and (last or (step + 1) % run.evaluation.every == 0):
-                with jax.transfer_guard("allow"):
-                    log.write(step + 1, *_evaluate(task, run, config, state, frozen, root, devices))
+                    if saved:
+                        store.save(state, record)
+                    if evaluated:
+                        log.write(step + 1, *_evaluate(task, run, config, state, frozen, root, devices))
+                    if scored:
+                        model = _model(task, run, config, state, frozen, devices)
+                        log.write(step + 1, scores.measure(step + 1, model))
+                    if scored and not saved and store.is_best(step + 1):
+                        store.save(state, record)
             if last:
                 break
         log.flush()
@@ -311,7 +323,7 @@ def _check_evaluation(task: Any, run: Run, shapes: dict[str, Any]) -> None:
 
 def _evaluation_missing(run: Run, root: epath.Path, first: int) -> bool:
     """Whether the run was cut off between the checkpoint that it goes on from and that step's evaluation."""
-    if not first or not (first % run.evaluation.every == 0 or first == run.steps):
+    if not first or not run.evaluation.due(first, run.steps):
         return False
     if run.held_out is None:
         return not (root / "samples.png").exists()
@@ -328,9 +340,8 @@ def _evaluate(
     if run.held_out is not None:
         means = evaluation.held_out_loss(task, variables, run.held_out, run.evaluation, run.seed, devices)
         scalars = {f"held_out/{name}": value for name, value in means.items()}
-    model = dataclasses.replace(task.model(variables, run.data.vocabulary), config=config, devices=devices)
+    model = _model(task, run, config, state, frozen, devices)
     if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
-        model = dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance)
         images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed, run.held_out)
     if run.evaluation.images and run.held_out is not None and hasattr(model, "reconstruct"):
         images["reconstructions"] = evaluation.reconstruction_grid(model, run.held_out, run.evaluation.images)
@@ -338,6 +349,14 @@ def _evaluate(
         for name, picture in images.items():
             pictures.save_png(root / f"{name}.png", picture)
     return scalars, images
+
+
+def _model(task: Any, run: Run, config: ConfigDict, state: TrainState, frozen: PyTree, devices: Any) -> Any:
+    """The run's model with averaged weights, on the run's mesh; a generator with its sampler and guidance."""
+    variables = {"params": evaluation.averaged(state, run.ema), "frozen": frozen, "state": state.task}
+    model = dataclasses.replace(task.model(variables, run.data.vocabulary), config=config, devices=devices)
+    generates = hasattr(model, "sample")
+    return dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance) if generates else model
 
 
 def _announce(task: Any, run: Run, state: TrainState, devices: Any, workdir: str, first: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from maskdit import config
 from maskdit.tokenizers.pixels import to_float
 from maskdit.tokenizers.vae import VAE
-from maskdit.training import checkpoint
+from maskdit.training import checkpoint, model_file
 from maskdit.training.mesh import unboxed
 
 TINY = {"channels": (8, 16), "layers_per_block": 1, "groups": 4, "latent_channels": 2}
@@ -36,7 +36,7 @@ def write_tokenizer(path: pathlib.Path, given=None, spec=None) -> str:
     given = variables() if given is None else given
     entry = config.spec(VAE, **TINY) if spec is None else spec
     meta = {"config": config.to_json(ConfigDict({"tokenizer": entry})), "vocabulary": {}, "ema": []}
-    checkpoint.write_file(str(path), checkpoint.Stored({"params": {"tokenizer": given["params"]}, "frozen": {}}, meta))
+    model_file.write(str(path), checkpoint.Stored({"params": {"tokenizer": given["params"]}, "frozen": {}}, meta))
     return str(path)
 
 

@@ -28,13 +28,13 @@ def test_train_and_sample(tmp_path, capsys):
     }
     assert "wrote" in capsys.readouterr().out
     labels = ["--labels", "style=noto,group=food-drink", "--labels", "style=fluent-3d,group=objects"]
-    more = ["--steps", "1", "--guidance", "2", "--seed", "3", "--count", "4", "--out", str(out), "--npz", str(npz)]
+    more = ["--steps", "1", "--guidance", "2", "--seed", "3", "--num", "4", "--out", str(out), "--npz", str(npz)]
     assert main(["sample", str(run), *labels, *more]) == 0
     with Image.open(out) as grid:
         assert grid.size[0] > 128
     stored = np.load(npz)
     assert stored["arr_0"].shape == (4, 64, 64, 3) and list(stored["style"]) == ["noto", "fluent-3d"] * 2
-    assert main(["sample", str(run), "--npz", str(tmp_path / "drawn.npz"), "--count", "3", "--steps", "1"]) == 0
+    assert main(["sample", str(run), "--npz", str(tmp_path / "drawn.npz"), "--num", "3", "--steps", "1"]) == 0
     assert len(np.load(tmp_path / "drawn.npz")["group"]) == 3
 
 

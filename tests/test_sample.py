@@ -1,16 +1,20 @@
 """Sampling and editing with a token model, in Python and from the command line."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import maskdit
+from maskdit import sample as verb
 from maskdit.cli import main
 from maskdit.contracts import ModelError
 from maskdit.data.emoji import Emoji
+from maskdit.evals import samples
 from maskdit.evals.pictures import grid
+from maskdit.networks.model import GeneratorModel
 from maskdit.sample import SAMPLERS, sampler_named
 from maskdit.samplers.heun import Heun
 from maskdit.samplers.temperature import Constant
@@ -151,10 +155,53 @@ def test_edit_and_animation_from_the_command_line(saved, model, picture, mask, m
         np.testing.assert_array_equal(np.asarray(sheet), grid(np.stack([picture, kept, *made])))
     with Image.open("made.gif") as animation:
         assert animation.n_frames == 2 and animation.size == grid(made).shape[1::-1]
-    spread = ["--sampler", "halton", "--count", "2", "--trajectory", "made.png"]
+    spread = ["--sampler", "halton", "--num", "2", "--trajectory", "made.png"]
     assert main(["sample", "model.npz", *plain, *spread]) == 0
     with Image.open("made.png") as sheet:
         assert sheet.size == (2 * 66 + 2, 2 * 66 + 2)
+
+
+def test_many_images_are_drawn_in_parts_and_go_on_after_an_interrupt(saved, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(samples, "PART", 8)
+    monkeypatch.setattr(verb, "SHOWN", 4)
+    labels = ["--labels", "style=noto,group=objects", "--labels", "style=fluent-3d,group=objects"]
+    asked = ["sample", str(saved / "model.npz"), "--steps", "2", "--num", "20", "--batch", "8", *labels]
+    assert main([*asked, "--guidance", "1", "--npz", "whole.npz", "--out", "whole.png"]) == 0
+    wrote = [line for line in capsys.readouterr().out.splitlines() if line.startswith("wrote")]
+    told = ["wrote whole.npz: arr_0 [20, 64, 64, 3] uint8, group, style", "wrote whole.png: the first 4 of 20 images"]
+    assert wrote == told
+    whole = np.load("whole.npz")
+    assert list(whole["style"]) == ["noto", "fluent-3d"] * 10
+    with Image.open("whole.png") as sheet:
+        np.testing.assert_array_equal(np.asarray(sheet), grid(whole["arr_0"][:4]))
+
+    calls, sample = [], GeneratorModel.sample
+
+    def interrupted(self, *args, **kw):
+        calls.append(kw["first"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return sample(self, *args, **kw)
+
+    cut = [*asked, "--npz", "cut.npz"]
+    with monkeypatch.context() as patch:
+        patch.setattr(GeneratorModel, "sample", interrupted)
+        assert main([*cut, "--guidance", "1"]) == 130
+    assert sorted(os.listdir("cut.npz.parts")) == [".lock", "000000.npy", "000001.npy", "manifest.json"]
+    assert main([*cut, "--guidance", "2"]) == 1
+    assert "guidance was 1.0, and is 2.0 now" in capsys.readouterr().err
+    assert main([*cut, "--guidance", "1"]) == 0
+    assert calls == [0, 8, 16] and sorted(os.listdir()) == ["cut.npz", "whole.npz", "whole.png"]
+    with open("cut.npz", "rb") as first, open("whole.npz", "rb") as second:
+        assert first.read() == second.read()
+
+
+def test_a_picture_shows_the_first_of_many(saved, monkeypatch, capsys):
+    monkeypatch.chdir(saved)
+    monkeypatch.setattr(verb, "SHOWN", 2)
+    assert main(["sample", "model.npz", "--steps", "2", "--guidance", "1", "--num", "5"]) == 0
+    assert capsys.readouterr().out == "wrote samples.png: the first 2 of 5 images; --npz FILE keeps all\n"
 
 
 def write_files(folder):

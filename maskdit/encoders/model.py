@@ -101,7 +101,8 @@ def preprocessing(encoder: Any, resize: str | None = None) -> Preprocessing:
 
 @functools.partial(jax.jit, static_argnames=("encoder", "preprocessing"))
 def _seen(variables: PyTree, images: tuple[Array, ...], *, encoder: Any, preprocessing: Preprocessing) -> Any:
-    return encoder.apply(variables, preprocessing(images[0]))
+    with jax.default_matmul_precision("highest"):  # as scores have it
+        return encoder.apply(variables, preprocessing(images[0]))
 
 
 @functools.partial(jax.jit, static_argnames=("encoder", "method"))

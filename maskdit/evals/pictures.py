@@ -1,9 +1,11 @@
-"""Pictures of runs: grids of images, PNG and GIF files, loss curves."""
+"""Pictures of runs: grids of images, PNG and GIF files, loss curves, figures of sweeps."""
 
 import io
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ from etils import epath
 from PIL import Image
 
 from maskdit.training.log import is_loss
+
+_WIDE = 30
+"""Figures that differ by more than this factor are drawn on a logarithmic axis."""
 
 
 def grid(images: np.ndarray, columns: int | None = None, padding: int = 2) -> np.ndarray:
@@ -144,6 +149,134 @@ def loss_curve(metrics: str | os.PathLike[str], png: str | os.PathLike[str]) -> 
     encoded = io.BytesIO()
     canvas.print_png(encoded)
     epath.Path(png).write_bytes(encoded.getvalue())
+
+
+def trade_off(
+    path: str | os.PathLike[str],
+    points: Sequence[Mapping[str, Any]],
+    x: str,
+    y: str,
+    labels: tuple[str, str],
+    *,
+    along: str,
+    lines: Sequence[str] = (),
+    best: int | None = None,
+) -> None:
+    """Draws one figure of a sweep's points against another, or against the setting that was swept.
+
+    Args:
+      path: the PNG file, local or `gs://`.
+      points: settings and figures by name; points where `x` or `y` is missing or not finite are left out.
+      x, y: their names.
+      labels: titles of the axes.
+      along: the setting whose values lie along a line, in their order if they are numbers; they stand beside the
+        points where there is room, unless they are `x` itself.
+      lines: other settings: each combination of their values has a line.
+      best: the number of a point to circle.
+
+    Raises:
+      ValueError: where there is no point to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second to import
+    from matplotlib.figure import Figure
+
+    drawn = [i for i, point in enumerate(points) if _finite(point.get(y)) and (x == along or _finite(point.get(x)))]
+    if not drawn:
+        raise ValueError(f"none of {len(points)} points has finite values of {x} and {y}: there is nothing to draw")
+    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    axes.margins(0.08)
+    axes.grid(alpha=0.3)
+    heights = [points[i][y] for i in drawn]
+    if min(heights) > 0 and max(heights) > _WIDE * min(heights):
+        axes.set_yscale("log")
+    colors = _plot_lines(axes, [points[i] for i in drawn], x, y, along, lines)
+    if best in drawn:
+        ring: dict[str, Any] = {
+            "markersize": 11,
+            "markerfacecolor": "none",
+            "markeredgecolor": "black",
+            "linestyle": "none",
+        }
+        label = f"best: {_settings(points[best], (along, *lines))}"
+        axes.plot([points[best][x]], [points[best][y]], "o", label=label, **ring)
+    if lines or best in drawn:
+        title = None if x == along else f"beside points: {along}"
+        figure.legend(loc="outside upper center", ncols=4, fontsize=9, title=title, title_fontsize=9)
+    if x != along:
+        order = [points[i] for i in sorted(drawn, key=lambda i: i != best)]
+        spots = [(point[x], point[y], _value(point[along]), colors[_settings(point, lines)]) for point in order]
+        _write_beside(canvas, axes, spots)
+    encoded = io.BytesIO()
+    canvas.print_png(encoded)
+    epath.Path(path).write_bytes(encoded.getvalue())
+
+
+def _plot_lines(
+    axes: Any, points: Sequence[Mapping[str, Any]], x: str, y: str, along: str, lines: Sequence[str]
+) -> dict[str, Any]:
+    """Draws a line for each combination of values of `lines`; gives their colours by its name."""
+    from matplotlib import colormaps
+
+    by_line: dict[str, list[Mapping[str, Any]]] = {}
+    for point in points:
+        by_line.setdefault(_settings(point, lines), []).append(point)
+    if len(by_line) > 10:  # the usual colours would come again
+        axes.set_prop_cycle(color=colormaps["viridis"](np.linspace(0, 0.95, len(by_line))))
+    colors = {}
+    for name, members in by_line.items():
+        if all(_finite(point[along]) for point in members):
+            members = sorted(members, key=lambda point: point[along])
+        places = [point[x] for point in members], [point[y] for point in members]
+        (drawn,) = axes.plot(*places, "o-", markersize=4, label=name or None)
+        colors[name] = drawn.get_color()
+    return colors
+
+
+def _write_beside(canvas: Any, axes: Any, spots: Sequence[tuple[float, float, str, Any]]) -> None:
+    """Writes coloured texts beside points where they hide least of the lines, never on each other, in order."""
+    canvas.draw()  # only now is known where points lie
+    curves = [axes.transData.transform(np.column_stack(line.get_data())) for line in axes.lines]
+    ink = np.concatenate([_dense(curve) for curve in curves])
+    taken: list[Any] = []
+    for x, y, text, color in spots:
+        free: list[tuple[int, int, Any, Any]] = []
+        for right, up in ((6, 6), (6, -6), (-6, 6), (-6, -6), (0, 9), (0, -9), (9, 0), (-9, 0)):
+            sides = (("right", "center", "left")[np.sign(right) + 1], ("top", "center", "bottom")[np.sign(up) + 1])
+            style = {"ha": sides[0], "va": sides[1], "fontsize": 8, "color": color}
+            note = axes.annotate(text, (x, y), (right, up), textcoords="offset points", **style)
+            box = note.get_window_extent(canvas.get_renderer())
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not any(box.overlaps(other) for other in taken):
+                free.append((box.padded(2).count_contains(ink), len(free), note, box))
+            note.remove()
+        if free:
+            _, _, note, box = min(free, key=lambda one: one[:2])
+            axes.add_artist(note)
+            note.set_in_layout(False)  # nothing moves any more
+            taken.append(box.padded(1))
+
+
+def _dense(curve: np.ndarray) -> np.ndarray:
+    """Places along a line through points `[N, 2]`, a pixel or two apart."""
+    parts = [curve[-1:]]
+    for a, b in zip(curve[:-1], curve[1:], strict=True):
+        count = int(np.abs(b - a).max()) // 2 + 1
+        parts.append(a + (b - a) * np.arange(count)[:, None] / count)
+    return np.concatenate(parts)
+
+
+def _settings(point: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {_value(point.get(name))}" for name in names)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, Real) else str(value)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)
 
 
 def _series(text: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

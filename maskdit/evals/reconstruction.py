@@ -1,13 +1,16 @@
 """How well a tokenizer gives images back: quality of reconstructions, use of its codes, what an image takes.
 
 PSNR and SSIM are `psnr_floored` and `ssim_torchmetrics` of `maskdit.evals.image_quality`, the pair that RAE reports
-(arXiv 2510.11690): both images as uint8, each image by itself, then the mean.
+(arXiv 2510.11690): both images as uint8, each image by itself, then the mean. All other definitions can be had too,
+each under its function's name: papers differ in them, and so do their numbers.
 """
 
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -25,7 +28,21 @@ from maskdit.training.mesh import MeshShape, replicated
 
 FLOAT_BITS = 32
 """Bits of a number of a continuous latent as it is stored."""
+_OF_PIXELS = (
+    image_quality.psnr_uint8,
+    image_quality.psnr_floored,
+    image_quality.psnr_llamagen,
+    image_quality.ssim_torchmetrics,
+    image_quality.ssim_skimage,
+    image_quality.ssim_llamagen,
+    image_quality.ssim_wang,
+)
+"""Definitions that quantise reconstructions; beside them stand `psnr_pooled` and `ssim_signed`, which do not."""
+_CHUNK = 1 << 15
+"""Pixels of images that are compared at once: of more, the intermediate results of SSIM leave the processor's cache."""
+_THREADS = 16
 Distance = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Watch = Callable[[np.ndarray, np.ndarray], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +101,8 @@ def reconstruction(
     distance: Distance | None = None,
     swaps: Swaps | None = None,
     seed: int = 0,
+    every_definition: bool = False,
+    watch: Watch | None = None,
 ) -> dict[str, float]:
     """Means over a loader's images.
 
@@ -95,6 +114,9 @@ def reconstruction(
       distance: of pairs of uint8 images, `[B]`, such as `distance` of `maskdit.load("lpips-alexnet")`; None for none.
       swaps: what is done to codes before decoding; None for nothing.
       seed: of the swaps, which are those of an image's place in the order.
+      every_definition: in place of `psnr` and `ssim` all definitions of `maskdit.evals.image_quality`, by their
+        functions' names. One image that comes back whole makes `psnr_uint8` infinite.
+      watch: is shown the images and their reconstructions, uint8 `[b, H, W, 3]`, batch by batch; None for nobody.
 
     Returns:
       `images` (how many), `psnr` in dB, `ssim`, `l1` (mean absolute difference of images in [-1, 1]), with `distance`
@@ -102,7 +124,7 @@ def reconstruction(
       (before swaps), of one with a posterior `kl_bits`, its mean divergence for an image.
 
     Raises:
-      ModelError: for images that the tokenizer does not take.
+      ModelError: for images that the tokenizer does not take, and with every definition for numbers not finite.
       ValueError: for swaps of a tokenizer whose codes cannot be swapped.
       DataError: for data without a readable record.
     """
@@ -111,16 +133,20 @@ def reconstruction(
     codes = None if model.latent.vocabulary is None else Codes.none(model.latent.vocabulary)
     total: dict[str, float] = {}
     count = 0
-    for given, made, found in _decoded(model, loader, batch, examples, swaps, seed):
+    for given, made, found in _decoded(model, loader, batch, examples, swaps, seed, every_definition):
         if codes is not None:
             codes.add(found["ids"])
-        for name, values in _compared(given, made, distance).items():
+        for name, values in _compared(given, made, found.get("exact"), distance).items():
             total[name] = total.get(name, 0.0) + float(values.sum())
+        if watch is not None and len(given):
+            watch(given, made)
         if "kl" in found:
             total["kl_bits"] = total.get("kl_bits", 0.0) + float(found["kl"].sum()) / math.log(2)
         count += len(given)
         shape = given.shape[1:]
     means = {name: value / count for name, value in total.items()}
+    if every_definition:  # one number from the squared error of all images, which are of one size
+        means["psnr_pooled"] = -10 * math.log10(means["psnr_pooled"]) if means["psnr_pooled"] else math.inf
     used = {} if codes is None else {"usage": codes.usage, "perplexity": codes.perplexity}
     return {"images": float(count), **means, **used, **size(model, shape)}
 
@@ -170,11 +196,11 @@ def _text(model: TokenizerModel) -> Cond:
 
 
 def _decoded(
-    model: TokenizerModel, loader: Any, batch: int, examples: int | None, swaps: Swaps | None, seed: int
+    model: TokenizerModel, loader: Any, batch: int, examples: int | None, swaps: Swaps | None, seed: int, exact: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]]:
-    """Readable images, their reconstructions, both uint8, and `ids` or `kl`, batch by batch."""
+    """Readable images, their reconstructions, both uint8, and `ids`, `kl` or `exact` ones, batch by batch."""
     devices = MeshShape().make() if model.devices is None else model.devices
-    program = functools.partial(_reconstruct, tokenizer=model.tokenizer, swaps=swaps)
+    program = functools.partial(_reconstruct, tokenizer=model.tokenizer, swaps=swaps, exact=exact)
     inputs = placement.spread((model.own, np.uint32(seed)), replicated(devices))
     with loader.ordered(batch, examples) as batches:
         for index, one in enumerate(batches):
@@ -186,24 +212,53 @@ def _decoded(
             yield given[kept], made[kept], {name: values[kept] for name, values in found.items()}
 
 
-def _compared(given: np.ndarray, made: np.ndarray, distance: Distance | None) -> dict[str, np.ndarray]:
-    """Figures of each image, `[B]`."""
-    ours, theirs = (images.astype(np.float64) / 127.5 - 1 for images in (given, made))
-    figures = {
+def _compared(
+    given: np.ndarray, made: np.ndarray, exact: np.ndarray | None, distance: Distance | None
+) -> dict[str, np.ndarray]:
+    """Figures of each image, `[B]`; with exact reconstructions `[B, H, W, 3]` in every definition."""
+    if exact is not None and not np.isfinite(exact).all():
+        raise ModelError("the tokenizer gave images back with numbers that are not finite: its weights are no use")
+    each = max(1, _CHUNK // math.prod(given.shape[1:3]))
+    parts = [slice(start, start + each) for start in range(0, max(len(given), 1), each)]
+
+    def one(part: slice) -> dict[str, np.ndarray]:
+        return _pair(given[part], made[part]) if exact is None else _all(given[part], made[part], exact[part])
+
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:  # NumPy lets go of the interpreter
+        done = list(pool.map(one, parts))
+    figures = {name: np.concatenate([found[name] for found in done]) for name in done[0]}
+    return figures if distance is None else {**figures, "lpips": np.asarray(distance(given, made), np.float64)}
+
+
+def _pair(given: np.ndarray, made: np.ndarray) -> dict[str, np.ndarray]:
+    ours, theirs = _signed(given), _signed(made)
+    return {
         "psnr": image_quality.psnr_floored(ours, theirs),
         "ssim": image_quality.ssim_torchmetrics(ours, theirs),
         "l1": np.abs(ours - theirs).mean((1, 2, 3)),
     }
-    return figures if distance is None else {**figures, "lpips": np.asarray(distance(given, made), np.float64)}
+
+
+def _all(given: np.ndarray, made: np.ndarray, exact: np.ndarray) -> dict[str, np.ndarray]:
+    """Figures by their functions' names, `[B]`; of `psnr_pooled` the squared errors in [0, 1]."""
+    ours, theirs, unrounded = _signed(given), _signed(made), exact.astype(np.float64)
+    figures = {function.__name__: function(ours, theirs) for function in _OF_PIXELS}
+    pooled = np.square(ours - unrounded).mean((1, 2, 3)) / 4
+    signed = image_quality.ssim_signed(ours, unrounded)
+    return {**figures, "psnr_pooled": pooled, "ssim_signed": signed, "l1": np.abs(ours - theirs).mean((1, 2, 3))}
+
+
+def _signed(images: np.ndarray) -> np.ndarray:
+    return images.astype(np.float64) / 127.5 - 1
 
 
 def _encode(variables: PyTree, images: Array, cond: Cond, *, tokenizer: Any) -> Any:
     return tokenizer.apply(variables, images, cond, method="encode")
 
 
-@functools.partial(jax.jit, static_argnames=("tokenizer", "swaps"))
+@functools.partial(jax.jit, static_argnames=("tokenizer", "swaps", "exact"))
 def _reconstruct(
-    inputs: PyTree, rows: tuple[Array, Array, Cond], *, tokenizer: Any, swaps: Swaps | None
+    inputs: PyTree, rows: tuple[Array, Array, Cond], *, tokenizer: Any, swaps: Swaps | None, exact: bool
 ) -> tuple[Array, dict[str, Array]]:
     (variables, seed), (images, numbers, cond) = inputs, rows
     latents = _encode(variables, to_float(images), cond, tokenizer=tokenizer)
@@ -214,4 +269,7 @@ def _reconstruct(
         codebook = tokenizer.apply(variables, method="codebook")
         draw = Draw(jax.random.key(seed)).named("swaps").at(numbers)
         latents = swapped(latents, codebook, draw, swaps.alpha, swaps.delta)
-    return to_uint8(tokenizer.apply(variables, latents, cond, method="decode")), found
+    made = tokenizer.apply(variables, latents, cond, method="decode")
+    if exact:
+        found["exact"] = made
+    return to_uint8(made), found

@@ -2,13 +2,13 @@
 
 A work directory holds `checkpoints/STEP/{params, ema, opt, task, meta}` and, written once, `frozen/`: the networks that
 sampling needs but that are not trained. A step directory appears under its name when it is complete and not before,
-so a process that dies while it saves leaves the one before usable.
+so a process that dies while it saves leaves the one before usable. Where a run makes scores, the step with the best one
+stays too (`maskdit.training.best`).
 
 Under several processes all of them call everything here, in the same order: each writes and reads its own parts.
 """
 
 import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,10 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from flax import traverse_util
 
 from maskdit.contracts import PyTree
-from maskdit.training import distributed
+from maskdit.training import best, distributed
 from maskdit.training.optim import merge
 from maskdit.training.step import TrainState
 
@@ -43,7 +42,7 @@ class Checkpoints:
 
     Attributes:
       every: steps between two; the last step of a run is saved in any case.
-      keep: how many of the latest are kept.
+      keep: how many of the latest are kept, besides the best one where the run has scores.
       keep_every: steps that are multiples of this are kept for good; None for none.
     """
 
@@ -76,25 +75,34 @@ class Stored:
 class Store:
     """The checkpoints of one work directory, for writing.
 
+    Args:
+      workdir: the directory.
+      settings: which are kept.
+      scored: the scores of steps, by which the best one is kept too; None for those that the directory has.
+
     Raises:
       CheckpointError: where the directory cannot be written to.
     """
 
-    def __init__(self, workdir: str, settings: Checkpoints):
-        self._root = epath.Path(workdir)
+    def __init__(self, workdir: str, settings: Checkpoints, scored: best.Scored | None = None):
+        self._root, self._scored = epath.Path(workdir), scored or best.read(workdir)
+        self._keeping = best.Keeping(settings.keep, settings.keep_every, self._scored)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=settings.keep,
-            keep_period=settings.keep_every,
+            preservation_policy=self._keeping,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        with _told(f"cannot use {workdir} for checkpoints"):
+        with told(f"cannot use {workdir} for checkpoints"):
             self._manager = _manager(self._root, options)
 
     @property
     def latest(self) -> int | None:
         """The last complete step."""
         return self._manager.latest_step()
+
+    def is_best(self, step: int) -> bool:
+        """Whether a step, saved or not, scores better than all that are saved."""
+        return self._scored.best([*self._manager.all_steps(), step]) == step
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> None:
         """Starts saving the state under its step; `meta` also records step and library versions.
@@ -111,19 +119,23 @@ class Store:
             self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arguments), force=True)
 
     def wait(self) -> None:
-        """Waits until what is being saved is complete.
+        """Waits until what is being saved is complete, and removes a former best that nothing keeps any more.
 
         Raises:
           CheckpointError: where it could not be saved.
         """
         with self._saving(None):
             self._manager.wait_until_finished()
+            steps = self._manager.all_steps()
+            for step, kept in zip(steps, self._keeping.kept(steps), strict=True):
+                if not kept and step in self._scored.values:
+                    self._manager.delete(step)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a step, on the shardings of `like` (shapes, dtypes and shardings)."""
         items = {name: getattr(like, name) for name in _ITEMS}
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in items.items() if jax.tree.leaves(tree)}
-        with _told(f"checkpoint {step} in {self._root} cannot be restored"):
+        with told(f"checkpoint {step} in {self._root} cannot be restored"):
             found = self._manager.restore(step, args=ocp.args.Composite(**arguments))
         number = jax.device_put(jax.numpy.int32(step), like.step.sharding)
         return TrainState(step=number, **{name: found.get(name, items[name]) for name in _ITEMS})
@@ -177,7 +189,7 @@ def write_weights(workdir: str, variables: PyTree, meta: dict[str, Any]) -> None
     """
     root, meta = epath.Path(workdir), {"ema": [], **meta, "step": 0, "versions": distributed.versions()}
     alone = _alone("weights")
-    with _told(f"could not write {workdir}"):
+    with told(f"could not write {workdir}"):
         if jax.tree.leaves(variables["frozen"]):
             with ocp.Checkpointer(_from_host(alone), **alone) as checkpointer:
                 checkpointer.save(_absolute(root / "frozen"), args=ocp.args.PyTreeSave(variables["frozen"]))
@@ -199,7 +211,7 @@ def write_frozen(workdir: str, frozen: PyTree) -> None:
     path = epath.Path(workdir) / "frozen"
     if path.exists() or not jax.tree.leaves(frozen):
         return
-    with _told(f"could not write {path}"), ocp.StandardCheckpointer(**_alone("frozen")) as checkpointer:
+    with told(f"could not write {path}"), ocp.StandardCheckpointer(**_alone("frozen")) as checkpointer:
         checkpointer.save(_absolute(path), jax.device_get(frozen))
         checkpointer.wait_until_finished()
 
@@ -216,26 +228,26 @@ def read_frozen(workdir: str, place: Place | None = None) -> PyTree | None:
     path = epath.Path(workdir) / "frozen"
     if not distributed.first(path.exists):
         return None
-    with _told(f"{path} cannot be read"), ocp.StandardCheckpointer() as checkpointer:
+    with told(f"{path} cannot be read"), ocp.StandardCheckpointer() as checkpointer:
         abstract = _abstract(checkpointer.metadata(_absolute(path)).item_metadata.tree, place)
         return checkpointer.restore(_absolute(path), abstract)
 
 
-def read(workdir: str, ema: str = "default", step: int | None = None, *, place: Place | None = None) -> Stored:
+def read(workdir: str, ema: str = "default", step: int | str | None = None, *, place: Place | None = None) -> Stored:
     """Reads what sampling needs; the optimizer's state stays on disk.
 
     Args:
       workdir: a work directory.
       ema: `default` for the run's first average (raw weights where the run has none), its name, or `none` for the
         raw weights.
-      step: a kept step; None for the last.
+      step: a kept step, or `best`, that with the best score; None for the last.
       place: shardings for a tree of shapes and dtypes; None for the first device of this process.
 
     Raises:
       CheckpointError: where there is no such directory, checkpoint, step or average; the message lists those there are.
     """
     root = epath.Path(workdir)
-    with _told(f"{workdir} cannot be read"):
+    with told(f"{workdir} cannot be read"):
         found = distributed.first((root / "checkpoints").exists)
     if not found:
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
@@ -245,10 +257,12 @@ def read(workdir: str, ema: str = "default", step: int | None = None, *, place: 
         steps = distributed.first(lambda: sorted(manager.all_steps()))  # a run that goes on adds and removes some
         if not steps:
             raise CheckpointError(f"{workdir} holds no complete checkpoint yet")
-        if step is not None and step not in steps:
-            raise CheckpointError(f"{workdir} keeps the steps {', '.join(map(str, steps))}; got step {step}")
-        step = steps[-1] if step is None else step
-        with _told(f"checkpoint {step} in {workdir} cannot be read"):
+        asked = steps[-1] if step is None else _best(workdir, steps) if step == best.BEST else step
+        if asked not in steps:
+            kept = ", ".join(map(str, steps))
+            raise CheckpointError(f"{workdir} keeps the steps {kept}; got step {asked}")
+        step = int(asked)
+        with told(f"checkpoint {step} in {workdir} cannot be read"):
             meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
             items = manager.item_metadata(step)
         average = _average(meta["ema"], ema, workdir)
@@ -260,35 +274,6 @@ def read(workdir: str, ema: str = "default", step: int | None = None, *, place: 
     return Stored(variables, meta, average or "none")
 
 
-def write_file(path: str, stored: Stored, dtype: str = "float32") -> None:
-    """Writes what `read` gives into one `.npz` file, for weights that are shipped or sent.
-
-    Args:
-      path: ends in `.npz`.
-      stored: variables and meta data.
-      dtype: of the file's floating-point arrays; `float16` halves it.
-    """
-    flat = traverse_util.flatten_dict(jax.device_get(stored.variables), sep="/")
-    small = {k: v.astype(dtype) if np.issubdtype(v.dtype, np.floating) else v for k, v in flat.items()}
-    meta = np.frombuffer(json.dumps(stored.meta).encode(), np.uint8)
-    with _told(f"could not write {path}"), epath.Path(path).open("wb") as file:
-        np.savez_compressed(file, **small, meta=meta)
-
-
-def read_file(path: str) -> Stored:
-    """Reads a file of `write_file`; floating-point arrays come back as float32, on the host.
-
-    Raises:
-      CheckpointError: for a file of another kind.
-    """
-    with _told(f"{path} is no model file"), epath.Path(path).open("rb") as file:
-        arrays = dict(np.load(file))
-        meta = json.loads(arrays.pop("meta").tobytes())
-    full = {k: v.astype(np.float32) if np.issubdtype(v.dtype, np.floating) else v for k, v in arrays.items()}
-    variables = traverse_util.unflatten_dict(full, sep="/")
-    return Stored({"params": {}, "frozen": {}, "state": {}, **variables}, meta, next(iter(meta["ema"]), "none"))
-
-
 def _average(names: list[str], wanted: str, workdir: str) -> str | None:
     if wanted == "none" or (wanted == "default" and not names):
         return None
@@ -298,6 +283,17 @@ def _average(names: list[str], wanted: str, workdir: str) -> str | None:
         have = f"the averages {', '.join(names)}" if names else "no averages, only the raw weights (--ema none)"
         raise CheckpointError(f"{workdir} holds {have}; got ema '{wanted}'")
     return wanted
+
+
+def _best(workdir: str, steps: list[int]) -> int:
+    with told(f"{workdir} has no best checkpoint"):
+        found = best.read(workdir).best(steps)
+    if found is None:
+        raise CheckpointError(
+            f"{workdir} keeps no checkpoint with a score, so that none is the best: name a step "
+            f"({', '.join(map(str, steps))}), or train with --config.evaluation.scores"
+        )
+    return found
 
 
 def _read_params(
@@ -379,7 +375,8 @@ def _absolute(path: epath.Path) -> epath.Path:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def told(what: str) -> Iterator[None]:
+    """Tells what goes wrong inside as a `CheckpointError`: `what`, and the first line of the error."""
     try:
         yield
     except CheckpointError:

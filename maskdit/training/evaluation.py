@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from maskdit.contracts import Array, Plan, PyTree
+from maskdit.config import nearest
+from maskdit.contracts import Array, Cond, Plan, PyTree
 from maskdit.data.conditions import takes_text
 from maskdit.draw import Draw
 from maskdit.evals import pictures
@@ -30,17 +31,70 @@ class Evaluation:
       batch: rows of a held-out batch.
       examples: held-out examples used, spread over the held-out records; None for all.
       images: samples, or pairs of an original and its reconstruction, in the grid; 0 for none.
+      scores: of samples, or of a tokenizer's reconstructions: names out of `maskdit.evals.scores.SCORES`, such as
+        `fd`. They are logged as `score/fd` and kept, with what they were made with, in `evaluation/loop.json`.
+      scores_every: steps between two; None for `every`; the last step is always scored.
+      samples: images that are scored, `batch` at once; of reconstructions at most as many as are held out.
+      network, resize: of features, see `maskdit.evals.network.find`.
+      reference: what scores compare with, as `maskdit evaluate --reference` takes it; None for the images that the run
+        is trained on, of reconstructions for the images that were given.
+      best: the figure by which the best checkpoint is kept, such as `fd` or `pr/recall`; None for that of the first
+        score.
     """
 
     every: int = 1000
     batch: int = 64
     examples: int | None = None
     images: int = 32
+    scores: tuple[str, ...] = ()
+    scores_every: int | None = None
+    samples: int = 256
+    network: str | None = None
+    resize: str | None = None
+    reference: str | None = None
+    best: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("batch", 1), ("images", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"evaluation.{name} must be {least} or more, got {getattr(self, name)}")
+        for name, least in (("every", 1), ("batch", 1), ("images", 0), ("scores_every", 1), ("samples", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"evaluation.{name} must be {least} or more, got {value}")
+        if self.scores or self.best is not None:
+            _figures(self)  # refuses names that there are not
+
+    @property
+    def figure(self) -> str | None:
+        """The figure by which the best checkpoint is kept; None without scores."""
+        return (self.best or _figures(self)[0]) if self.scores else None
+
+    def due(self, step: int, last: int) -> bool:
+        """Whether held-out loss and pictures are made after a step of a run whose last one is known."""
+        return step % self.every == 0 or step == last
+
+    def scored(self, step: int, last: int) -> bool:
+        """Whether scores are made after a step."""
+        return bool(self.scores) and (step % (self.scores_every or self.every) == 0 or step == last)
+
+
+def _figures(settings: Evaluation) -> list[str]:
+    """The figures that the scores give, those that checkpoints can be ranked by.
+
+    Raises:
+      ValueError: for a score that there is not, and a best figure that is none of theirs.
+    """
+    from maskdit.evals.scores import HIGHER, SCORES  # takes the labels of pictures from this module
+
+    for name in settings.scores:
+        if name not in SCORES:
+            raise ValueError(f"evaluation.scores: there is no score '{name}'; {nearest(name, list(SCORES))}")
+    parts = {name: [figure for figure in HIGHER if figure.partition("/")[0] == name] for name in settings.scores}
+    figures = [figure for name, several in parts.items() for figure in several or [name]]
+    if settings.best is not None and settings.best not in figures:
+        raise ValueError(
+            f"evaluation.best: '{settings.best}' is no figure of the scores {', '.join(settings.scores) or '(none)'}; "
+            f"{nearest(settings.best, figures)}"
+        )
+    return figures
 
 
 def averaged(state: TrainState, decays: tuple[float, ...]) -> PyTree:
@@ -84,14 +138,27 @@ def sample_grid(model: Any, count: int, seed: int, loader: Any = None) -> np.nda
       loader: of held-out records, whose texts and labels a model that takes text is given; not needed by others.
     """
     if takes_text(model.task.network):
-        with loader.ordered(count, count) as batches:
-            cond = model.task.condition(next(batches))
-        labels = {name: np.asarray(ids).tolist() for name, ids in cond.labels.items()}
-        return pictures.grid(model.sample(labels or None, count=count, seed=seed, text=cond))
+        labels, cond = prompts(model.task, loader, count)
+        return pictures.grid(model.sample(labels, count=count, seed=seed, text=cond))
     names = sorted(model.task.network.classes, key=lambda name: len(model.vocabulary[name]))
     images = model.sample(fixed_labels(model.vocabulary, names, count) if names else None, count=count, seed=seed)
     columns = len(model.vocabulary[names[-1]]) if names else count
     return pictures.grid(images, columns if columns < count and columns <= 16 else None)
+
+
+def prompts(task: Any, loader: Any, count: int, batch: int = 64) -> tuple[dict[str, list[int]] | None, Cond]:
+    """Labels and texts of held-out records for samples of a model that takes text, on the host.
+
+    Args:
+      task: the generator's.
+      loader: of held-out records.
+      count: of so many records at most, spread evenly.
+      batch: records read at once.
+    """
+    with loader.ordered(min(batch, count), count) as batches:
+        conds = [jax.device_get(task.condition(one)) for one in batches]
+    cond = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *conds)
+    return {name: np.asarray(ids).tolist() for name, ids in cond.labels.items()} or None, cond
 
 
 def reconstruction_grid(model: Any, loader: Any, count: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """What a run says while it trains: means over intervals of steps, written to files, services and the terminal.
 
 Names of scalars: `loss`, `lr`, `grad_norm`, `loss/LEVEL` and a task's own (below `GROUP/` where a task has several
-groups), `held_out/loss`, `images_per_second`, `data_wait` (share of the time that steps waited for batches) and
-`replaced` (unreadable records that others stood in for).
+groups), `held_out/loss`, `score/NAME`, `images_per_second`, `data_wait` (share of the time that steps waited for
+batches) and `replaced` (unreadable records that others stood in for).
 """
 
 import contextlib
@@ -228,8 +228,9 @@ class Terminal:
             self._bar.update(self._task, completed=step, description="  ".join(self._words.values()))
 
     def write(self, step: int, scalars: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
-        """Shows losses, and the rate where it is given."""
-        words = {name: f"{name.replace('_', '-')} {v:.4f}" for name, v in scalars.items() if is_loss(name)}
+        """Shows losses and scores, and the rate where it is given."""
+        shown = {name: v for name, v in scalars.items() if is_loss(name) or name.startswith("score/")}
+        words = {name: f"{name.replace('_', '-')} {v:.4f}" for name, v in shown.items()}
         if rate := scalars.get("images_per_second"):
             words["rate"] = f"{rate:.{0 if rate >= 10 else 1}f} images/s"
             words["left"] = f"{_clock((self._total - step) * self._batch / rate)} left"

@@ -13,6 +13,7 @@ from maskdit.encoders.lpips import LPIPS
 from maskdit.encoders.model import EncoderModel
 from maskdit.model import save
 from maskdit.training.mesh import unboxed
+from tests.features import InceptionV3, images, network, seen
 
 FIELDS = {LPIPS: {"channels": (4, 4, 4, 4, 4)}, ConvNeXt: {"channels": (8,), "depths": (1,), "classes": 3}}
 
@@ -68,3 +69,23 @@ def test_bad_images_are_sentences(images, message):
 def test_a_classifier_has_no_distance():
     with pytest.raises(ModelError, match="ConvNeXt gives features, no distance: load lpips"):
         made(ConvNeXt).distance(IMAGES, IMAGES)
+
+
+def test_a_network_for_scores_resizes_bytes_by_a_rule_of_its_own():
+    net = network()
+    model = EncoderModel(InceptionV3(), {"params": {"encoder": net.variables["params"]}})
+    given = images(3, size=13)
+    for found, wanted in (
+        (model.features(given), seen(net, given)),
+        (model.features(given, "torch-bilinear"), seen(network(resize="torch-bilinear"), given)),
+    ):
+        for part in ("pooled", "spatial", "logits"):
+            np.testing.assert_allclose(getattr(found, part), getattr(wanted, part), atol=1e-4)
+    rules = [model.features(given, rule).spatial for rule in (None, "torch-bilinear")]
+    assert np.abs(rules[0] - rules[1]).max() > 0.01
+    with pytest.raises(ModelError, match="resize rules tf1-bilinear, torch-bilinear; got 'clean'"):
+        model.features(given, "clean")
+    with pytest.raises(ModelError, match="InceptionV3 takes images as uint8, got float32"):
+        model.features((given / 255).astype(np.float32))
+    with pytest.raises(ModelError, match="ConvNeXt takes images as they are: resize=clean is not for it"):
+        made(ConvNeXt).features(IMAGES, "clean")

@@ -125,8 +125,8 @@ def test_models_that_cannot_be_judged(classifier, honest):
 def test_figures_are_printed_and_kept(generator, tmp_path, capsys):
     path = tmp_path / "model.npz"
     maskdit.save(generator, str(path))
-    made = evaluate(str(path), num=4, seeds=(0, 5), steps=1, guidance=1.0)
-    kept = json.loads((tmp_path / "model.evaluation.json").read_text())
+    made = evaluate(str(path), metrics=("labels",), num=4, seeds=(0, 5), steps=1, guidance=1.0)
+    kept = json.loads((tmp_path / "model.evaluation" / "metrics.json").read_text())
     assert kept == json.loads(json.dumps(made))
     assert (kept["num"], kept["seeds"], kept["steps"], kept["guidance"], kept["sampler"]) == (4, [0, 5], 1, 1, "Heun")
     group = kept["metrics"]["labels/group"]
@@ -138,7 +138,7 @@ def test_figures_are_printed_and_kept(generator, tmp_path, capsys):
 
 
 def test_questions_that_cannot_be_answered():
-    with pytest.raises(EvaluationError, match="metrics are labels, bits; got fid"):
-        evaluate("nowhere", metrics=("labels", "fid"))
+    with pytest.raises(EvaluationError, match=r"metrics are labels, bits, fd, fid, .*; got fidd"):
+        evaluate("nowhere", metrics=("labels", "fidd"))
     with pytest.raises(EvaluationError, match="num=0"):
         evaluate("nowhere", num=0)

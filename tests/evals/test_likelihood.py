@@ -117,7 +117,7 @@ def test_figures_of_a_token_model_are_printed_and_kept(tmp_path, capsys):
     maskdit.save(tiny_tokens(), str(path))
     how = {"num": 8, "seeds": (0, 1), "steps": 1, "guidance": 1.0, "temperature": 0.0}
     made = evaluate(str(path), metrics=("labels", "bits"), **how)
-    kept = json.loads((tmp_path / "model.evaluation.json").read_text())
+    kept = json.loads((tmp_path / "model.evaluation" / "metrics.json").read_text())
     assert kept == json.loads(json.dumps(made))
     assert (kept["sampler"], kept["steps"], kept["temperature"]) == ("Confidence", 1, 0.0)
     bits = kept["metrics"]["bits"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskdit.evals.pictures import grid, loss_curve, save_gif, save_png, strip
+from maskdit.evals.pictures import grid, loss_curve, save_gif, save_png, strip, trade_off
 
 
 def images(count, height=3, width=5):
@@ -89,3 +89,52 @@ def test_curve_falls_with_the_loss_and_shows_held_out_points_and_rate(tmp_path):
 def test_curve_of_no_losses_says_so(tmp_path):
     with pytest.raises(ValueError, match="no loss yet"):
         drawn(tmp_path, [{"step": 1, "lr": 1.0}])
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def sweep(count, steps=(1,)):
+    return [{"g": float(i), "s": s, "x": i + s / 10, "y": (i - 2.0) ** 2 + s} for s in steps for i in range(count)]
+
+
+def test_points_of_a_sweep_are_joined_in_the_order_of_the_setting(tmp_path):
+    points = sweep(5)
+    trade_off(tmp_path / "a.png", points, "x", "y", ("X", "Y"), along="g")
+    trade_off(tmp_path / "b.png", [points[i] for i in (3, 0, 4, 1, 2)], "x", "y", ("X", "Y"), along="g")
+    assert abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "b.png")).mean() < 0.5  # texts may lie otherwise
+    trade_off(tmp_path / "c.png", points, "x", "y", ("X", "Y"), along="y")
+    assert abs(pixels(tmp_path / "a.png") - pixels(tmp_path / "c.png")).mean() > 0.5
+
+
+def test_each_value_of_another_setting_has_a_line_and_the_best_point_a_ring(tmp_path):
+    points = sweep(4, (1, 2))
+    trade_off(tmp_path / "a.png", points, "g", "y", ("X", "Y"), along="g", lines=("s",), best=2)
+    found = pixels(tmp_path / "a.png")[100:]
+    blue, orange = abs(found - [31, 119, 180]).sum(-1) < 30, abs(found - [255, 127, 14]).sum(-1) < 30
+    assert blue.sum() > 500 and orange.sum() > 500
+    assert np.argwhere(blue)[:, 0].mean() > np.argwhere(orange)[:, 0].mean() + 10  # smaller figures lie lower
+    without = tmp_path / "b.png"
+    trade_off(without, points, "g", "y", ("X", "Y"), along="g", lines=("s",))
+    black = [(pixels(path)[100:530, 120:940].sum(-1) < 200).sum() for path in (tmp_path / "a.png", without)]
+    assert black[0] > black[1] + 20
+
+
+def test_points_without_figures_are_left_out(tmp_path):
+    points = sweep(3)
+    trade_off(tmp_path / "a.png", points, "x", "y", ("X", "Y"), along="g")
+    gaps = [*points, {"g": 9.0, "x": float("nan"), "y": 1.0}, {"g": 10.0, "x": 3.0}]
+    trade_off(tmp_path / "b.png", gaps, "x", "y", ("X", "Y"), along="g")
+    assert (pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")).all()
+    with pytest.raises(ValueError, match="none of 2 points has finite values of x and y"):
+        trade_off(tmp_path / "c.png", gaps[3:], "x", "y", ("X", "Y"), along="g")
+
+
+def test_names_lie_on_an_axis_of_their_own(tmp_path):
+    points = [{"ema": name, "y": y} for name, y in (("none", 900.0), ("0.99", 3.0), ("0.9", 2.0))]
+    trade_off(tmp_path / "a.png", points, "ema", "y", ("average", "Y"), along="ema")
+    blue = np.argwhere(abs(pixels(tmp_path / "a.png") - [31, 119, 180]).sum(-1) < 30)
+    last = blue[blue[:, 1] > 520]
+    assert np.ptp(last[:, 0]) > 20  # on a logarithmic axis 3 and 2 can be told apart

@@ -10,6 +10,7 @@ import pytest
 
 from maskdit.contracts import Latents, LatentSpec, ModelError
 from maskdit.data.loader import Loader
+from maskdit.evals import image_quality
 from maskdit.evals.reconstruction import Codes, Swaps, codes_used, reconstruction, size
 from maskdit.tokenizers.model import TokenizerModel
 from maskdit.tokenizers.pixels import Pixels
@@ -156,3 +157,74 @@ def test_latents_without_codes_cannot_be_swapped():
 def test_larger_images_take_more_tokens():
     assert size(of(Blurred()), (16, 16, 3))["floats"] == 12
     assert size(of(Pixels()), (8, 8, 3))["tokens"] == 64
+
+
+class Darker(nn.Module):
+    """Gives images back darker by `levels` of 255 and a slope over the rows; nothing but float numbers."""
+
+    levels: float = 0.43
+    wrong: bool = False
+
+    @property
+    def latent(self):
+        return LatentSpec(layout="grid", downsample=1, channels=3)
+
+    @nn.compact
+    def __call__(self, images):
+        return self.decode(self.encode(images))
+
+    def encode(self, images, cond=None, *, draw=None, train=False):
+        return Latents(values=images)
+
+    def decode(self, latents, cond=None, *, draw=None, train=False):
+        lost = (self.levels + jnp.arange(latents.values.shape[1]) / 10)[:, None, None] / 127.5
+        made = latents.values - lost
+        return jnp.where(latents.values > 0.99, jnp.nan, made) if self.wrong else made
+
+
+DEFINITIONS = {name for name in dir(image_quality) if name.startswith(("psnr_", "ssim_"))} - {"ssim_map"}
+
+
+def given_and_made():
+    given = np.stack([np.full((16, 16, 3), level, np.uint8) for level in LEVELS])
+    made = given / 127.5 - 1 - (0.43 + np.arange(16) / 10)[:, None, None] / 127.5
+    return given / 127.5 - 1, made
+
+
+def test_every_definition_stands_under_its_name_and_is_that_function():
+    given, made = given_and_made()
+    for batch in (2, 8):
+        found = reconstruction(of(Darker()), loader(), batch=batch, every_definition=True)
+        assert {name for name in found if name.startswith(("psnr", "ssim"))} == DEFINITIONS
+        for name in DEFINITIONS:
+            expected = np.mean(getattr(image_quality, name)(given, made))
+            assert found[name] == pytest.approx(expected, rel=1e-4), name
+    pair = reconstruction(of(Darker()), loader())
+    assert found["psnr_floored"] == pair["psnr"] and found["ssim_torchmetrics"] == pair["ssim"]
+    assert found["l1"] == pair["l1"] and not DEFINITIONS & pair.keys()
+
+
+def test_only_what_its_paper_quantised_is_quantised():
+    """An error of 0.43 levels is rounded away but in the definitions that see the numbers as they are."""
+
+    class Slightly(Darker):
+        def decode(self, latents, cond=None, *, draw=None, train=False):
+            return latents.values - self.levels / 127.5
+
+    found = reconstruction(of(Slightly()), loader(), every_definition=True)
+    assert found["l1"] == 0 and found["psnr_uint8"] == math.inf and found["ssim_skimage"] == pytest.approx(1)
+    assert found["psnr_pooled"] == pytest.approx(20 * math.log10(255 / 0.43), rel=1e-4)
+    assert found["ssim_signed"] < 1 - 1e-7 < found["ssim_torchmetrics"]
+
+
+def test_a_watcher_sees_each_image_once_with_its_reconstruction():
+    seen = []
+    reconstruction(of(Levels()), loader(), batch=2, watch=lambda given, made: seen.append((given, made)))
+    given, made = (np.concatenate(part) for part in zip(*seen, strict=True))
+    assert given.dtype == made.dtype == np.uint8 and max(len(one) for one, _ in seen) == 2
+    assert given[:, 0, 0, 0].tolist() == list(LEVELS) and made[:, 5, 5, 1].tolist() == [0, 102, 102, 204, 255]
+
+
+def test_numbers_that_are_not_finite_are_an_error_where_they_would_count():
+    with pytest.raises(ModelError, match="numbers that are not finite"):
+        reconstruction(of(Darker(wrong=True)), loader(), every_definition=True)

@@ -28,17 +28,20 @@ SNIPPET = textwrap.dedent(
     assert there >= {"loss.png", "samples.png"}, there
     records = [json.loads(line) for line in bucket.OBJECTS["bucket/runs/one/metrics.jsonl"].splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4]
-    where = ["--npz", "gs://bucket/images.npz", "--out", "gs://bucket/grid.png", "--count", "2", "--steps", "1"]
-    assert main(["sample", run, *where]) == 0
+    where = ["--npz", "gs://bucket/images.npz", "--out", "gs://bucket/grid.png", "--num", "101", "--steps", "1"]
+    assert main(["sample", run, *where]) == 0  # drawn in parts
     images = np.load(io.BytesIO(bucket.OBJECTS["bucket/images.npz"]))["arr_0"]
+    assert not any(".parts" in name for name in bucket.OBJECTS)
     assert bucket.OBJECTS["bucket/grid.png"].startswith(b"\\x89PNG")
     model = maskdit.load(run)
     assert model.step == 4
     maskdit.save(model, "gs://bucket/model.npz")
     again = maskdit.load("gs://bucket/model.npz")
-    assert np.abs(again.sample(count=2, steps=1).astype(int) - images).max() <= 1
-    assert main(["evaluate", run, "--num", "2", "--steps", "1"]) == 0
-    kept = json.loads(bucket.OBJECTS["bucket/runs/one/evaluation.json"])
+    assert np.abs(again.sample(count=2, steps=1).astype(int) - images[:2]).max() <= 1
+    assert main(["evaluate", run, "--metrics", "fd,labels", "--num", "8", "--steps", "1"]) == 0
+    kept = json.loads(bucket.OBJECTS["bucket/runs/one/evaluation/metrics.json"])
+    left = [name for name in bucket.OBJECTS if "/evaluation/progress/" in name]
+    assert len(left) == 1 and "reference-" in left[0] and kept["metrics"].keys() > {"fd"}
     assert (kept["step"], kept["ema"], again.step, again.ema) == (4, model.ema, 4, model.ema)
     print("all there")
     """

@@ -135,10 +135,12 @@ def test_rows_are_those_of_one_process(folder, whole, killed, resumed):
 
 
 def test_images_do_not_depend_on_processes(folder, whole):
-    arguments = ["sample", str(whole), "--count", "5", "--steps", "2", "--seed", "3", "--npz", str(folder / "many.npz")]
+    num = ["--num", "101"]  # drawn in parts
+    arguments = ["sample", str(whole), *num, "--steps", "2", "--seed", "3", "--npz", str(folder / "many.npz")]
     for ended in several.run(["-m", "maskdit.cli", *arguments]):
         assert ended.code == 0, ended.said
-    images = maskdit.load(str(whole)).sample(count=5, steps=2, seed=3)
+    images = maskdit.load(str(whole)).sample(count=101, steps=2, seed=3)
+    assert not (folder / "many.npz.parts").exists()
     assert np.abs(np.load(folder / "many.npz")["arr_0"].astype(int) - images).max() <= 1
 
 
