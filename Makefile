@@ -1,7 +1,7 @@
 # make install   a .venv here, with the library (editable) and its dependencies as pinned in constraints.txt
 # make demo      install; encode the emoji that come with the library, train a small MaskDiT on their latents, into
 #                runs/demo; interrupted and started again, it goes on where it was; then how often its samples obey their
-#                labels
+#                labels, and how far they are from its training images
 # make test      install, with the developers' tools; lint; the whole test suite
 # make lint      style, format and types; shell scripts
 # make clean     remove what builds and tools left; .venv and runs stay
@@ -19,7 +19,7 @@ install: .venv/.installed
 demo: install
 	.venv/bin/maskdit encode emoji-vae --data maskdit_emoji --out runs/emoji-latents
 	.venv/bin/maskdit train --config maskdit_emoji --workdir runs/demo --config.data.latents=runs/emoji-latents
-	.venv/bin/maskdit evaluate runs/demo --metrics labels --num 256
+	.venv/bin/maskdit evaluate runs/demo --metrics labels,fd --num 256
 
 test: lint
 	.venv/bin/python -m pytest -n 2 --dist loadgroup

@@ -15,15 +15,12 @@ from maskdit.data.conditions import takes_text
 from maskdit.data.loader import Loader
 from maskdit.evals import network as networks
 from maskdit.evals import scores, scoring
+from maskdit.evals.reference import ScoreError
 from maskdit.evals.scoring import Scoring
 from maskdit.training import best, distributed, evaluation
 from maskdit.training.run import Run
 
 _LOG = logging.getLogger(__name__)
-
-
-class ScoresError(ValueError):
-    """Scores that a run cannot make; the message says what to set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +107,6 @@ def prepare(task: Any, run: Run, config: ConfigDict, workdir: str, trust: tuple[
       trust: packages besides `maskdit` whose classes the config may name.
 
     Raises:
-      ScoresError: for a run of which there is nothing to score.
       ScoreError, ModelError, DataError, WeightsError, OSError: for a network or reference that cannot be had, or do
         not go with the scores.
     """
@@ -146,26 +142,24 @@ def _check(run: Run, model: Any) -> None:
     drop = "or leave scores out with --config.evaluation.scores=()"
     if hasattr(model, "sample"):
         if run.sampler is None:
-            raise ScoresError(f"scores are of samples, and this run names no sampler: set config.sampler, {drop}")
+            raise ScoreError(f"scores are of samples, and this run names no sampler: set config.sampler, {drop}")
         dataclasses.replace(model, sampler=run.sampler, guidance=run.guidance).check()
         if run.held_out is None and takes_text(model.task.network):
-            raise ScoresError(
-                f"scores of a model that takes text need texts: set held_out, whose texts it gets, {drop}"
-            )
+            raise ScoreError(f"scores of a model that takes text need texts: set held_out, whose texts it gets, {drop}")
     elif not hasattr(model, "reconstruct"):
-        raise ScoresError(
+        raise ScoreError(
             f"scores are of samples or reconstructions, and a {type(model).__name__} makes neither: leave them out "
             "with --config.evaluation.scores=()"
         )
     elif run.held_out is None:
-        raise ScoresError(f"scores of a tokenizer are of held-out images, and this run has none: set held_out, {drop}")
+        raise ScoreError(f"scores of a tokenizer are of held-out images, and this run has none: set held_out, {drop}")
 
 
 def _own(config: ConfigDict, part: str, trust: tuple[str, ...]) -> Loader:
     """The run's own images."""
     loader = scoring.own_loader(config, part, trust)
     if not isinstance(loader, Loader):
-        raise ScoresError(
+        raise ScoreError(
             f"the {part} of this run are no maskdit.data.loader.Loader, but a {type(loader).__name__}: name what "
             "scores compare with, --config.evaluation.reference=FILE.npz"
         )

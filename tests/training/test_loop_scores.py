@@ -97,7 +97,7 @@ def test_a_network_or_reference_that_cannot_be_had_is_refused_before_training(tm
         ({"evaluation.scores": ("fid",)}, ScoreError, "the network here is emoji-classifier"),
         ({"evaluation.reference": str(tmp_path / "no.npz")}, OSError, "no.npz"),
         ({"evaluation.best": "kd"}, ValueError, "'kd' is no figure of the scores fd"),
-        ({"sampler": None, "evaluation.images": 0}, loop_scores.ScoresError, "names no sampler"),
+        ({"sampler": None, "evaluation.images": 0}, loop_scores.ScoreError, "names no sampler"),
     ):
         with pytest.raises(error, match=sentence):
             train(scoring_run(overrides), str(tmp_path / "run"))
