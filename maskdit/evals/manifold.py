@@ -81,6 +81,8 @@ def adm(real: ArrayLike, fake: ArrayLike, k: int = 3) -> tuple[float, float]:
     """`precision_recall` as ADM's evaluator runs it (Dhariwal and Nichol 2021, arXiv 2105.05233): float16 distances.
 
     Where one of them is not finite, all of these two sets are taken in float32; ADM decides by blocks of 10,000 rows.
+    It also looks after the cut at 0, and so takes distances for 0 where `2 u.v` overflows alone, as for features whose
+    squares sum to 33,000 to 65,000; here those are taken in float32.
 
     Raises:
       ValueError: as `precision_recall` does.

@@ -1,5 +1,6 @@
 """Whether a generator repeats its training images: its samples beside the training images nearest to them."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def check_memorisation(
 ) -> neighbours.Memorisation:
     """Draws samples with the nearest training images, and holds their distances against those of held-out images.
 
-    The training set is read once; memory does not depend on its size.
+    The training set is read once; memory does not depend on its size, nor on that of held-out images but for features.
 
     Args:
       samples: uint8 `[n, H, W, 3]`.
@@ -41,8 +42,8 @@ def check_memorisation(
     Raises:
       ValueError: for fewer training images than are shown for each sample.
     """
-    others = np.concatenate([images for images, _ in _images(held_out, batch)])
-    queries = np.concatenate([*features(network, iter((samples, others)), batch)])
+    others = (images for images, _ in _images(held_out, batch) if len(images))
+    queries = np.concatenate([*features(network, itertools.chain((samples,), others), batch)])
     found = neighbours.nearest(queries, _seen(training, network, batch), NEAREST)
     ours = neighbours.Neighbours(found.distances[: len(samples)], found.numbers[: len(samples)])
     theirs = neighbours.Neighbours(found.distances[len(samples) :], found.numbers[len(samples) :])

@@ -93,24 +93,43 @@ class Scoring:
         lines = [f"{name}: {scores.ABOUT[name].format(**words)}" for name in self.names]
         how = self.network.preprocessing
         lines.append(f"images as uint8, resized to {how.size} by {how.resize}; network {self.network.name}")
-        width = self.network.widths.pooled.shape[-1]
-        if not any(name in ("fd", "fid") for name in self.names):
+        if not self._distances:
             return lines
         if bias:
             lines.append(f"bias: what {num} draws from the reference's own normal distribution score")
-        if num < _FEW * width:
+        if bias and self.held_out is not None and len(self.held_out.records) < num:
             lines.append(
-                f"few images ({num} for {width} features): the distance is too high, by about the bias where both are "
-                "alike; compare only figures of equally many images"
+                f"held-out: of {len(self.held_out.records)} images, all there are; figures of {num} lie elsewhere"
+            )
+        parts = {name: getattr(self.network.widths, part).shape[-1] for name, part in self._distances.items()}
+        name = max(parts, key=lambda name: parts[name])
+        how_far = ", by about the bias where both are alike" if bias else ""
+        if num < _FEW * parts[name]:
+            lines.append(
+                f"few images ({num} for {parts[name]} features): {name} is too high{how_far}; compare only figures of "
+                "equally many images"
+            )
+        count = None if self.reference is None else self.reference.pooled.count
+        if count is not None and count < _FEW * parts[name]:
+            lines.append(
+                f"few images in the reference ({count} for {parts[name]} features): {name} is too high by them too; "
+                "compare only figures of this reference"
             )
         return lines
 
     def bias(self, num: int) -> Values:
         """What Fréchet distances are for so many draws of the reference's own normal distribution, by name."""
-        names = [name for name in self.names if name in ("fd", "fid")]
-        if not names or self.reference is None:
+        if self.reference is None:
             return {}
-        return dict.fromkeys(names, bias(self.reference.pooled, num))
+        found = {part: getattr(self.reference, part) for part in set(self._distances.values())}
+        values = {part: bias(gaussian, num) for part, gaussian in found.items()}
+        return {name: values[part] for name, part in self._distances.items()}
+
+    @property
+    def _distances(self) -> dict[str, str]:
+        """The Fréchet distances among the scores, and which features they are of."""
+        parts = {"fd": "pooled", "fid": "pooled", "sfid": "spatial"}
+        return {name: parts[name] for name in self.names if name in parts}
 
     def _place(self, key: Any) -> epath.Path | None:
         return None if self.folder is None else self.folder / _digest(json.dumps(key, sort_keys=True, default=str))

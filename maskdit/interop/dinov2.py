@@ -32,17 +32,20 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
     mlp = config.get("ffn_layer", "mlp")
     if mlp not in _MLPS:
         raise LayoutError(f"ffn_layer={mlp!r} in the published configuration: this DINOv2 has {', '.join(_MLPS)}")
+    if config["embed_dim"] % config["num_heads"]:
+        raise LayoutError(f"embed_dim={config['embed_dim']} does not divide into num_heads={config['num_heads']}")
+    patch = _side(config, "patch_size")
     return spec(
         DINOv2,
         width=config["embed_dim"],
         depth=config["depth"],
         heads=config["num_heads"],
         mlp=_MLPS[mlp],
-        patch=_side(config, "patch_size"),
+        patch=patch,
         registers=config.get("num_register_tokens", 0),
-        table_size=_side(config, "img_size"),
+        table_size=_side(config, "img_size") // patch * patch,  # what is beyond whole patches has no place
         antialias=config.get("interpolate_antialias", False),
-        offset=float(config.get("interpolate_offset", 0.1)),
+        offset=float(config.get("interpolate_offset", 0.1) or 0),
         layer_scale=float(config["init_values"]) if config.get("init_values") else None,
         mlp_ratio=float(config.get("mlp_ratio", 4.0)),
         qkv_bias=config.get("qkv_bias", True),

@@ -21,8 +21,12 @@ def from_reference(config: Mapping[str, Any]) -> ConfigDict:
         published ones.
 
     Raises:
-      LayoutError: for batch norms without running statistics.
+      LayoutError: for batch norms without running statistics, and for torchvision's network in its place.
     """
+    if not config.get("use_fid_inception", True):
+        raise LayoutError(
+            "use_fid_inception=False in the published configuration: that is torchvision's Inception, another network"
+        )
     if not config.get("running_stats", True):
         raise LayoutError(
             "running_stats=False in the published configuration: this InceptionV3 norms by running statistics only"

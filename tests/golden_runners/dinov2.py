@@ -14,19 +14,21 @@ def run(case):
         def apply(*inputs, method=None):
             return network.apply({"params": params}, *inputs, method=method)
 
-        before, last = apply(images, (-2, -1), method="tokens")
+        layers = (-2, -1)[-network.depth :]  # there may be one block alone
+        *before, last = apply(images, layers, method="tokens")
         other = apply(nonsquare, method="tokens")[0]
         grids = {
             "interpolated": [side // network.patch for side in images.shape[1:3]],
             "nonsquare": [side // network.patch for side in nonsquare.shape[1:3]],
         }
         values = {f"pos_embed_{name}": apply(*grid, method="places")[None] for name, grid in grids.items()}
+        if before:
+            values["second_to_last_layer_patches"] = before[0].patches
         return values | {
             "cls_token": last.summary,
             "patch_tokens": last.patches,
             "register_tokens_out": last.registers,
             "block0": apply(images, (0,), method="stream")[0],
-            "second_to_last_layer_patches": before.patches,
             "cls_token_nonsquare": other.summary,
             "patch_tokens_nonsquare": other.patches,
             "cls_token_native": apply(native).pooled,

@@ -1,5 +1,7 @@
 """The resizing rules behind published scores, and ADM's crop."""
 
+import re
+
 import numpy as np
 
 from maskdit.data.transforms import centre_crop
@@ -7,30 +9,41 @@ from maskdit.encoders.resize import RULES
 
 INPUTS = ("small", "big")
 LEFT_OUT: dict[str, str] = {}
-FID, DINO = ((299, 299), 13), ((224, 224), 9)
-"""The networks' image sizes, and the steps between the stored pixels."""
-UNIT = {"torch-bilinear": 1 / 255}
+SHORT = {
+    "tf1": "tf1-bilinear",
+    "torch": "torch-bilinear",
+    "pil_uint8": "pil-bicubic",
+    "clean": "clean",
+    "edm2": "edm2",
+}
+"""What the arrays' names call the rules."""
+NAME = re.compile(rf"(?:dino_)?({'|'.join(SHORT)})_({'|'.join(INPUTS)})(?:_to_(\d+)(?:x\d+)?)?(_strided)?")
+DINO = 224
+"""The side that is meant where the name states none."""
+STEPS = {299: 13, 224: 9}
+"""Steps between the stored pixels."""
+UNIT = {"torch": 1 / 255}
 """The reference of this rule takes pixels in [0, 1]."""
 
 
 def run(case):
-    pictures = {name: case.arrays[name] for name in INPUTS}
+    def resized(stored, short, source, side, strided):
+        size, step = stored, 1  # one name has its two sides the other way round
+        if strided:
+            size = (int(side or DINO),) * 2
+            step = _step(size[0], stored[0])
+        images = RULES[SHORT[short]](case.arrays[source][None], size)[0, ::step, ::step]  # [h, w, 3]
+        return np.asarray(images * UNIT.get(short, 1))
 
-    def resized(rule, name, size, step=1):
-        images = RULES[rule](pictures[name][None], size)[0, ::step, ::step]  # [h, w, 3]
-        return np.asarray(images * UNIT.get(rule, 1))
-
-    values = {}
-    for rule, short in (("tf1-bilinear", "tf1"), ("torch-bilinear", "torch")):
-        values[f"{short}_small_to_299_strided"] = resized(rule, "small", *FID)
-        values[f"{short}_big_to_48x40"] = resized(rule, "big", (48, 40))
-    for rule, short in (("pil-bicubic", "pil_uint8"), ("clean", "clean"), ("edm2", "edm2")):
-        for name in pictures:
-            values[f"dino_{short}_{name}_strided"] = resized(rule, name, *DINO)
-        # the name of one of them has its sides the other way round
-        target = "40x48" if rule == "clean" else "48x40"
-        values[f"{short}_big_to_{target}"] = resized(rule, "big", (48, 40))
+    found = {name: NAME.fullmatch(name) for name in case.arrays}
+    values = {name: resized(case.arrays[name].shape[:2], *match.groups()) for name, match in found.items() if match}
     return values | {
-        "adm_center_crop_big": centre_crop(pictures["big"], case.config["center_crop"]),
-        "adm_center_crop_small_up": centre_crop(pictures["small"], case.config["center_crop_up"]),
+        "adm_center_crop_big": centre_crop(case.arrays["big"], case.config["center_crop"]),
+        "adm_center_crop_small_up": centre_crop(case.arrays["small"], case.config["center_crop_up"]),
     }
+
+
+def _step(side, count):
+    """The step at which `count` of `side` pixels are stored: the usual one, or the smallest that gives as many."""
+    usual = STEPS.get(side, 1)
+    return usual if -(-side // usual) == count else -(-side // count)

@@ -9,6 +9,7 @@ from maskdit.interop import inception as interop
 INPUTS = ("images",)
 LEFT_OUT: dict[str, str] = {}
 STRIDE = 23
+"""Between the stored pixels of the network's input."""
 
 
 def run(case):
@@ -19,7 +20,11 @@ def run(case):
         tool: jax.jit(network.PREPROCESSING[rule])(images)
         for tool, rule in (("tf", "tf1-bilinear"), ("pfid", "torch-bilinear"))
     }
-    values = {f"{tool}_input_strided": case.stored(x[:, ::STRIDE, ::STRIDE]) for tool, x in seen.items()}
+    values = {}
+    for tool, x in seen.items():
+        name = f"{tool}_input_strided"
+        step = _step(x.shape[1], case.arrays[name].shape[-1])
+        values[name] = case.stored(x[:, ::step, ::step])
     # one program for both: compiling it is dear
     program = case.jit(lambda params, x: network.apply({"params": params}, x, method="activities"))
     found = program(params, jnp.concatenate(list(seen.values())))
@@ -30,3 +35,8 @@ def run(case):
 
 def _halves(found):
     return {name: np.split(np.asarray(value), 2) for name, value in found.items()}
+
+
+def _step(side, count):
+    """The step at which `count` of `side` pixels are stored: the usual one, or the smallest that gives as many."""
+    return STRIDE if -(-side // STRIDE) == count else -(-side // count)

@@ -1,12 +1,14 @@
 """Scores from features, by the rules of pytorch-fid, torch-fidelity, ADM's evaluator, prdc and dgm-eval."""
 
+import re
+
 import numpy as np
 
 from maskdit.evals import frechet, inception_score, kernel, manifold, mind
 from maskdit.evals.frechet import frechet_distance, gaussian
 from maskdit.interop.rules import LayoutError
 
-INPUTS = ("features_*", "logits", "spatial_*_nchw", "mind_directions")
+INPUTS = ("features_real", "features_fake", "logits", "spatial_real_nchw", "spatial_fake_nchw", "mind_directions")
 LEFT_OUT: dict[str, str] = {}
 
 
@@ -15,8 +17,8 @@ def run(case):
     return (
         _frechet(real, fake, case.config)
         | _kernel(real, fake, case.config)
-        | _inception_score(case.arrays["logits"], case.config)
-        | _manifold(real, fake, case.config)
+        | _inception_score(case)
+        | _manifold(real, fake, case)
         | _spatial(case)
         | _mind(real, fake, case.arrays["mind_directions"])
     )
@@ -56,28 +58,33 @@ def _kernel(real, fake, config):
 
 def _kernel_function(config):
     if config["kid_kernel"] == "rbf":
-        return kernel.Rbf(config["kid_kernel_rbf_sigma"])
+        return kernel.Rbf(config.get("kid_kernel_rbf_sigma", 10.0))
     if config["kid_kernel"] != "poly":
         raise LayoutError(f"there is no kernel '{config['kid_kernel']}'")
     names = ("kid_kernel_poly_degree", "kid_kernel_poly_gamma", "kid_kernel_poly_coef0")
     return kernel.Polynomial(*(config[name] for name in names))
 
 
-def _inception_score(logits, config):
-    splits, seed = config["is_splits"], config["rng_seed"]
-    return {
+def _stated(case, pattern):
+    """The numbers that names of arrays state."""
+    return sorted({int(found[1]) for name in case.arrays if (found := re.fullmatch(pattern, name))})
+
+
+def _inception_score(case):
+    logits, splits, seed = case.arrays["logits"], case.config["is_splits"], case.config["rng_seed"]
+    sizes = _stated(case, r"is_adm_split_size_(\d+)")
+    return {f"is_adm_split_size_{size}": inception_score.adm(logits, size)[0] for size in sizes} | {
         "is_permutation": inception_score.order(len(logits), seed),
         "is_shuffled": inception_score.torch_fidelity(logits, splits, seed=seed),
         "is_unshuffled": inception_score.torch_fidelity(logits, splits, shuffle=False),
         "is_one_split": inception_score.torch_fidelity(logits, 1, seed=seed)[0],
-        "is_adm_split_size_50": inception_score.adm(logits, 50)[0],
         "is_adm_default": inception_score.adm(logits)[0],
         "is_dgm_eval": inception_score.dgm_eval(logits, splits, seed=seed),
     }
 
 
-def _manifold(real, fake, config):
-    k = config["precision_recall_nhood_size"]
+def _manifold(real, fake, case):
+    k = case.config["precision_recall_nhood_size"]
     precise, half = (manifold.balls(real, fake, k, precision=name) for name in ("float32", "float16"))
     values = {
         "adm_radii_real_fp32": precise.radii_real,
@@ -89,7 +96,8 @@ def _manifold(real, fake, config):
     }
     values["adm_precision_fp32"], values["adm_recall_fp32"] = manifold.precision_recall(real, fake, k)
     values["adm_precision_fp16"], values["adm_recall_fp16"] = manifold.adm(real, fake, k)
-    for prefix, nearest in (("prdc", config["prdc_nearest_k"]), ("prdc_k3", 3)):
+    others = {f"prdc_k{nearest}": nearest for nearest in _stated(case, r"prdc_k(\d+)_\w+")}
+    for prefix, nearest in ({"prdc": case.config["prdc_nearest_k"]} | others).items():
         scores = manifold.prdc(real, fake, nearest, precision="float64")
         values |= {f"{prefix}_{name}": score for name, score in scores.items()}
     return values

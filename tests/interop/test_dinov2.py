@@ -94,3 +94,9 @@ def test_a_file_with_swiglu_is_read_and_computes_it():
 def test_variants_that_there_are_not_are_refused(change, message):
     with pytest.raises(LayoutError, match=message):
         dinov2.from_reference({**SMALL, **change})
+
+
+def test_a_table_is_for_whole_patches_and_no_offset_is_none():
+    network = configs.build(dinov2.from_reference({**SMALL, "img_size": 5, "interpolate_offset": None}))
+    assert (network.table_size, network.offset) == (4, 0.0)
+    assert layouts.parameter_shapes(network)["positions"].shape == (1 + 2 * 2, 12)

@@ -88,6 +88,8 @@ def test_published_arguments():
     assert configs.build(inception.from_reference({})) == configs.build(ALIASES["inception-fid"].spec())
     with pytest.raises(LayoutError, match="running_stats=False"):
         inception.from_reference({"running_stats": False})
+    with pytest.raises(LayoutError, match="torchvision"):
+        inception.from_reference({"use_fid_inception": False})
 
 
 def test_images_are_scored_by_it_against_a_reference_of_adms_form(imported, tmp_path, capsys, monkeypatch):
