@@ -24,6 +24,10 @@ class ModelError(ValueError):
     """A model that cannot do what it was asked for; the message says what it can."""
 
 
+class NotFiniteError(ModelError):
+    """A model that made images with pixels that are no finite numbers."""
+
+
 @struct.dataclass
 class Latents:
     """What a tokenizer's `encode` returns.

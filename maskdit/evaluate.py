@@ -16,6 +16,7 @@ from maskdit.evals import labels, likelihood, report, scoring
 from maskdit.evals import network as networks
 from maskdit.evals.memorisation import check_memorisation
 from maskdit.evals.neighbours import Memorisation
+from maskdit.evals.reference import sha256
 from maskdit.evals.report import Figure
 from maskdit.evals.samples import drawn
 from maskdit.evals.scores import SCORES, label, wanted
@@ -138,6 +139,8 @@ def evaluate(
     distributed.agree(verb="evaluate", trust=list(trust), **facts, **{n: str(value) for n, value in sampling.items()})
     model = generator(load(workdir, ema=ema, step=step, trust=trust), str(workdir))
     folder = place(workdir, out)
+    if neighbours is not None:
+        _check_neighbours(model, neighbours, tuple(trust))
     ready = prepare(model, metrics, folder, reference, network, resize, batch, trust)
     settings = Settings(num, tuple(int(seed) for seed in seeds), resolved(model, sampling), tuple(trust))
     figures = measured(model, metrics, settings, ready)
@@ -240,21 +243,29 @@ def measured(
     figures = [figure for name in metrics if name in METRICS for figure in METRICS[name](model, settings)]
     if ready is None:
         return figures
-    made = [ready.of_samples(model, settings.num, seed, **settings.sampling) for seed in settings.seeds]
+    made = ready.of_seeds(model, settings.num, settings.seeds, **settings.sampling)
     beside = {name: {"bias": value} for name, value in ready.bias(settings.num).items()}
     for name, value in (ready.floor(settings.num) if floor else {}).items():
         beside.setdefault(name, {})["held-out"] = value
     return [*figures, *figures_of(ready, made, beside)]
 
 
+def _check_neighbours(model: Any, path: str, trust: tuple[str, ...]) -> None:
+    """Refuses, before anything is measured, neighbours that cannot be found or shown."""
+    if any(scoring.own_loader(model.config, part, trust) is None for part in ("data", "held_out")):
+        raise EvaluationError(
+            "the nearest training images are told by the run's data and held_out: this model has none"
+        )
+    folder = epath.Path(path).parent
+    if "://" not in path and not folder.is_dir():
+        raise EvaluationError(f"--neighbours {path}: there is no folder {folder}")
+
+
 def _neighbours(
     model: Any, settings: Settings, network: str | None, resize: str | None, batch: int, path: str
 ) -> Memorisation:
     training, held_out = (scoring.own_loader(model.config, part, settings.trust) for part in ("data", "held_out"))
-    if training is None or held_out is None:
-        raise EvaluationError(
-            "the nearest training images are told by the run's data and held_out: this model has none"
-        )
+    assert training is not None and held_out is not None
     parts = drawn(model, settings.num, seed=settings.seeds[0], batch=batch, **settings.sampling)
     samples = np.concatenate([images for _, images in parts])
     return check_memorisation(samples, networks.find(network, resize), training, held_out, path, batch=batch)
@@ -285,25 +296,33 @@ def provenance(ready: Scoring | None) -> dict[str, Any]:
     if ready is None:
         return {}
     about = {"rounding": report.ROUNDING, "features": ready.network.described()}
-    return about | ({} if ready.reference is None else {"reference": ready.reference.about})
+    if ready.reference is None:
+        return about
+    rows = {} if ready.reference.rows is None else {"images compared one by one": len(ready.reference.rows)}
+    return about | {"reference": {**ready.reference.about, **rows}}
 
 
 def settings_used(model: Any, settings: Settings) -> dict[str, Any]:
     """The settings of sampling as they were used, the model's own included."""
     asked = settings.sampling
     sampler, guidance = asked.get("sampler") or getattr(model, "sampler", None), getattr(model, "guidance", None)
+    steps = asked.get("steps", getattr(sampler, "steps", None))
+    if sampler is not None and "steps" in asked and hasattr(sampler, "steps"):
+        sampler = dataclasses.replace(sampler, steps=steps)
     used = {
         "num": settings.num,
         "seeds": settings.seeds,
         "labels": "in turn" if "labels" in asked else "at random",
         "sampler": type(sampler).__name__ if sampler is not None else None,
         "sampler_settings": str(sampler),
-        "steps": asked.get("steps", getattr(sampler, "steps", None)),
+        "steps": steps,
         "guidance": asked.get("guidance", getattr(guidance, "weight", None)),
         "guidance_settings": str(guidance),
         "ema": model.ema,
         "step": model.step,
     }
+    if isinstance(asked.get("text"), str):
+        used["text"] = {"file": asked["text"], "sha256": sha256(asked["text"])}
     if hasattr(sampler, "temperature"):
         used["temperature"] = _temperature(sampler, asked.get("temperature"))
     return used

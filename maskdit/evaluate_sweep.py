@@ -102,7 +102,14 @@ def evaluate_sweep(
                 ),
                 flush=True,
             )
-    return _finish(folder, rows, records, ready, {"of": str(workdir), **facts}, time.monotonic() - begin)
+    return _finish(
+        folder,
+        rows,
+        records,
+        ready,
+        {"of": str(workdir), "num": num, "seeds": list(seeds), "asked": facts},
+        time.monotonic() - begin,
+    )
 
 
 def _measure(model: Any, metrics: Sequence[str], settings: Settings, ready: Scoring | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from maskdit import config as configs
 from maskdit import references
-from maskdit.contracts import PyTree
+from maskdit.contracts import NotFiniteError, PyTree
 from maskdit.data.conditions import takes_text
 from maskdit.draw import Draw
 from maskdit.evals import pictures
@@ -341,10 +341,13 @@ def _evaluate(
         means = evaluation.held_out_loss(task, variables, run.held_out, run.evaluation, run.seed, devices)
         scalars = {f"held_out/{name}": value for name, value in means.items()}
     model = _model(task, run, config, state, frozen, devices)
-    if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
-        images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed, run.held_out)
-    if run.evaluation.images and run.held_out is not None and hasattr(model, "reconstruct"):
-        images["reconstructions"] = evaluation.reconstruction_grid(model, run.held_out, run.evaluation.images)
+    try:
+        if run.evaluation.images and run.sampler is not None and hasattr(model, "sample"):
+            images["samples"] = evaluation.sample_grid(model, run.evaluation.images, run.seed, run.held_out)
+        if run.evaluation.images and run.held_out is not None and hasattr(model, "reconstruct"):
+            images["reconstructions"] = evaluation.reconstruction_grid(model, run.held_out, run.evaluation.images)
+    except NotFiniteError as error:  # a run may come to itself again; its loss tells whether it does
+        _LOG.warning("no picture of this step: %s", error)
     if distributed.is_first():
         for name, picture in images.items():
             pictures.save_png(root / f"{name}.png", picture)

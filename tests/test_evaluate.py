@@ -79,6 +79,7 @@ def test_the_record_has_what_it_takes_to_repeat_it(found, saved):
     assert kept["features"]["resize"] == "clean" and "256 levels (uint8)" in kept["rounding"]
     reference = kept["reference"]
     assert "split='val'" in reference["reference"]["source"] and reference["images"] == 520
+    assert reference["images compared one by one"] == 520 and "Euler(steps=1" in kept["sampler_settings"]
     assert len(reference["sha256"]) == 64 and reference["checksum"] == net.checksum
     assert "jax" in kept["versions"] and kept["seconds"] > 0 and kept["written"]
     assert [path.name[:10] for path in (folder / "progress").iterdir()] == ["reference-"]
@@ -133,6 +134,8 @@ def test_what_cannot_be_measured(saved, capsys):
         evaluate(saved, num=1, seeds=())
     with pytest.raises(ValueError, match="2 or more images, got 1"):
         evaluate(saved, ("is",), num=1, batch=16, steps=1, guidance=1.0)
+    assert main(["evaluate", saved, "--neighbours", "nowhere/near.png", "--metrics", "is"]) == 1
+    assert "there is no folder nowhere" in capsys.readouterr().err
     for more, said in ((["--num", "0"], "num=0"), (["--batch", "0"], "a batch of 0"), (["--seeds", "0"], "0 seeds")):
         assert main(["evaluate", saved, *more]) == 1 and said in capsys.readouterr().err
 

@@ -1,10 +1,11 @@
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 import maskdit
-from maskdit.contracts import ModelError
+from maskdit.contracts import ModelError, NotFiniteError
 from maskdit.samplers.ancestral import DDIM
 from maskdit.train import train
 from maskdit.training.checkpoint import CheckpointError
@@ -37,6 +38,13 @@ def test_images_of_a_seed_do_not_depend_on_the_batch(model):
 def test_random_labels_belong_to_the_number_of_the_image(model):
     whole = model.sample(count=5, seed=1, steps=1)
     np.testing.assert_allclose(whole[3:].astype(int), model.sample(count=2, first=3, seed=1, steps=1), atol=1)
+
+
+def test_images_that_are_no_numbers_are_told_by_their_numbers(model):
+    params = jax.tree.map(lambda leaf: leaf * np.nan, model.variables["params"])
+    broken = dataclasses.replace(model, variables={**model.variables, "params": params})
+    with pytest.raises(NotFiniteError, match=r"2 of 2 images .* \(images 5, 6\)"):
+        broken.sample(LABELS, count=2, first=5, steps=3)
 
 
 def test_labels_are_told(model):

@@ -126,10 +126,6 @@ def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5, *, precision: str = "floa
     }
 
 
-RULES = {"adm": adm, "torch-fidelity": torch_fidelity, "prdc": prdc}
-"""Tool -> its function."""
-
-
 def balls(
     real: ArrayLike,
     fake: ArrayLike,

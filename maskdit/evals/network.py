@@ -18,6 +18,8 @@ from maskdit.tasks.classifier import ClassifierModel
 
 OFFLINE = "emoji-classifier"
 """The network that ships with the library: for emoji and for machines without downloads, 64 features."""
+INCEPTION = "inception-fid"
+"""The published weights by which an FID is an FID; figures by others of its kind show their name."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import os
 import zipfile
 import zlib
 from typing import Any
@@ -53,7 +54,8 @@ class Reference:
 
 def of_collected(found: Collected, about: dict[str, Any]) -> Reference:
     """A reference of what was collected."""
-    return Reference(found.pooled, found.spatial, found.rows, about)
+    digest = hashlib.sha256(found.pooled.mean.tobytes() + found.pooled.cov.tobytes()).hexdigest()
+    return Reference(found.pooled, found.spatial, found.rows, about | {"sha256 of mu and sigma": digest})
 
 
 def write(path: str, reference: Reference, network: FeatureNetwork) -> None:
@@ -209,7 +211,20 @@ def described(loader: Loader) -> dict[str, Any]:
         for one in batches:
             digest.update(one["image"].tobytes())
     about = {"source": repr(loader.source), "size": loader.size, "fit": loader.fit, "records": count}
-    return {**about, f"sha256 of {_LOOKED_AT} images": digest.hexdigest()}
+    about[f"sha256 of {_LOOKED_AT} images"] = digest.hexdigest()
+    folder = str(getattr(loader.source, "path", ""))
+    if os.path.isdir(folder):  # another file in the place of one of the others shows here
+        about["sha256 of names, sizes and dates"] = _listing(folder)
+    return about
+
+
+def _listing(folder: str) -> str:
+    digest = hashlib.sha256()
+    for place, _, names in sorted(os.walk(folder)):
+        for name in sorted(names):
+            found = os.stat(os.path.join(place, name))
+            digest.update(f"{os.path.relpath(place, folder)}/{name} {found.st_size} {found.st_mtime_ns};".encode())
+    return digest.hexdigest()
 
 
 def sha256(path: str) -> str:

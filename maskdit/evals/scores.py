@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from maskdit.contracts import ModelError
 from maskdit.evals import frechet, inception_score, kernel, manifold, mind
 from maskdit.evals.collector import Collected, Wanted
-from maskdit.evals.network import FeatureNetwork
+from maskdit.evals.network import INCEPTION, FeatureNetwork
 from maskdit.evals.reference import ROWS, Reference, ScoreError
 
 Values = dict[str, float]
@@ -90,13 +90,14 @@ SCORES: dict[str, Score] = {
 }
 """Name -> score. `fid`, `sfid` and `kid` are names of distances by Inception; `fd` and `kd` are of any network."""
 
+_SUBSETS = "torch-fidelity's subsets of 1,000, smaller sets whole"
 ABOUT = {
     "fd": "Fréchet distance, of features of {network}",
     "fid": "Fréchet distance, of Inception's pooled features",
     "sfid": "Fréchet distance, of Inception's activities at places",
     "is": "Inception score, over {classes}: ADM's rule (chunks of 5,000 in order); torch-fidelity: shuffled, 10 splits",
-    "kd": "unbiased squared distance by a cubic kernel, of features of {network}: torch-fidelity's subsets",
-    "kid": "unbiased squared distance by a cubic kernel, of Inception's features: torch-fidelity's subsets",
+    "kd": f"unbiased squared distance by a cubic kernel, of features of {{network}}: {_SUBSETS}",
+    "kid": f"unbiased squared distance by a cubic kernel, of Inception's features: {_SUBSETS}",
     "pr": "improved precision and recall, 3 neighbours, ADM's rule: distances in float16",
     "prdc": "precision, recall, density and coverage, 5 neighbours, the prdc package's rule",
     "mind": "Monge Inception distance, torch-fidelity's rule",
@@ -123,7 +124,7 @@ def label(name: str, network: FeatureNetwork) -> str:
         name = {"fd": "fid", "kd": "kid"}.get(name, name)
     kind, _, part = name.partition("/")
     shown = kind.upper() + (f" {part}" if part else "")
-    return shown if network.is_inception else f"{shown} ({network.name})"
+    return shown if network.name == INCEPTION else f"{shown} ({network.name})"
 
 
 def wanted(names: Sequence[str], network: FeatureNetwork, keep: bool = False) -> Wanted:
@@ -170,4 +171,10 @@ def compute(names: Sequence[str], found: Collected, reference: Reference | None)
       reference: of the scores that compare; None where none does.
     """
     nothing = Reference(found.pooled, None, None, {})
-    return {name: value for one in names for name, value in SCORES[one].compute(found, reference or nothing).items()}
+    figures: Values = {}
+    for name in names:
+        try:
+            figures |= SCORES[name].compute(found, reference or nothing)
+        except ValueError as error:
+            raise ScoreError(f"{name} of {found.count} images: {error}") from error
+    return figures

@@ -14,7 +14,7 @@ from maskdit.data.loader import Loader
 from maskdit.data.named import named
 from maskdit.data.source import DataError
 from maskdit.evals import reference as references
-from maskdit.evals import scores
+from maskdit.evals import report, scores
 from maskdit.evals.bias import bias
 from maskdit.evals.collector import Collected, Collector, Wanted
 from maskdit.evals.network import FeatureNetwork
@@ -50,12 +50,28 @@ class Scoring:
     folder: epath.Path | None = None
     held_out: Loader | None = None
 
+    def of_seeds(self, model: Any, num: int, seeds: Sequence[int], **sampling: Any) -> list[Values]:
+        """Scores of a generator's samples, for each seed; what seeds gave that are done outlives an interruption."""
+        made: dict[str, Values] = {}
+        for seed in seeds:
+            about = [self.names, {} if self.reference is None else self.reference.about]
+            place = self._place([self._key(model, num, seed, sampling), about])
+            path = None if place is None else place.with_suffix(".json")
+            before = None if path is None else distributed.first(lambda: _read(path))  # noqa: B023
+            found = before or self.of_samples(model, num, seed, **sampling)
+            made[str(path or seed)] = found
+            if path is not None and len(seeds) > 1:
+                report.write(path.parent, found, path.name)
+        if self.folder is not None and len(seeds) > 1 and distributed.is_first():
+            for name in made:
+                epath.Path(name).unlink(missing_ok=True)
+        return list(made.values())
+
     def of_samples(self, model: Any, num: int, seed: int, **sampling: Any) -> Values:
         """Scores of a generator's samples 0 to `num - 1` of a seed; settings are those of `GeneratorModel.sample`."""
-        about = {"step": model.step, "ema": model.ema, "weights": checksum(model.variables)}
-        about |= {"config": None if model.config is None else _digest(configs.to_json(model.config))}
-        key = {"num": num, "seed": seed, **about, **self.network.described(), **_settings(model, sampling)}
-        collector = Collector(self.network, self.want, total=num, batch=self.batch, folder=self._place(key), key=key)
+        key = self._key(model, num, seed, sampling)
+        folder = self._place(key)
+        collector = Collector(self.network, self.want, total=num, batch=self.batch, folder=folder, key=key)
         if (left := num - collector.done) > 0:
             for _, images in drawn(model, left, seed=seed, batch=self.batch, first=collector.done, **sampling):
                 collector.add(images)
@@ -93,6 +109,8 @@ class Scoring:
         lines = [f"{name}: {scores.ABOUT[name].format(**words)}" for name in self.names]
         how = self.network.preprocessing
         lines.append(f"images as uint8, resized to {how.size} by {how.resize}; network {self.network.name}")
+        if self.reference is not None:
+            lines.append(f"reference: {_words(self.reference)}")
         if not self._distances:
             return lines
         if bias:
@@ -110,10 +128,10 @@ class Scoring:
                 "equally many images"
             )
         count = None if self.reference is None else self.reference.pooled.count
-        if count is not None and count < _FEW * parts[name]:
+        if bias and count is not None and count < _FEW * parts[name]:
             lines.append(
-                f"few images in the reference ({count} for {parts[name]} features): {name} is too high by them too; "
-                "compare only figures of this reference"
+                f"small reference ({count} images for {parts[name]} features): {name} is too high by that too; compare "
+                "only figures of this reference"
             )
         return lines
 
@@ -130,6 +148,12 @@ class Scoring:
         """The Fréchet distances among the scores, and which features they are of."""
         parts = {"fd": "pooled", "fid": "pooled", "sfid": "spatial"}
         return {name: parts[name] for name in self.names if name in parts}
+
+    def _key(self, model: Any, num: int, seed: int, sampling: dict[str, Any]) -> dict[str, Any]:
+        """What samples' features depend on, JSON types."""
+        about = {"step": model.step, "ema": model.ema, "weights": checksum(model.variables)}
+        about |= {"config": None if model.config is None else _digest(configs.to_json(model.config))}
+        return {"num": num, "seed": seed, **about, **self.network.described(), **_settings(model, sampling)}
 
     def _place(self, key: Any) -> epath.Path | None:
         return None if self.folder is None else self.folder / _digest(json.dumps(key, sort_keys=True, default=str))
@@ -221,6 +245,10 @@ def _found(
 ) -> Reference:
     if isinstance(reference, str) and reference.endswith(".npz"):
         return references.read(reference, network, want, batch)
+    if isinstance(reference, str) and "/" in reference and not epath.Path(reference).exists():
+        raise ScoreError(
+            f"there is no {reference}: give a file of statistics or images, a folder, or a config with data"
+        )
     loader = loader_of(reference, size, trust) if isinstance(reference, str) else reference
     kept = scores.of_reference(want)
     about = {"reference": references.described(loader)}
@@ -230,7 +258,8 @@ def _found(
         return references.read(str(path), network, want, batch)
     place = None if folder is None else folder / f"reference-{key}"
     found = references.of_loader(loader, network, kept, limit=limit, batch=batch, folder=place)
-    made = references.of_collected(found, about | {"images": found.count})
+    asked = min(limit or len(loader.records), len(loader.records))
+    made = references.of_collected(found, about | {"images": found.count, "asked for": asked})
     if path is None:
         return made
     references.write(str(path), made, network)
@@ -241,6 +270,26 @@ def _settings(model: Any, sampling: dict[str, Any]) -> dict[str, Any]:
     """The sampler and guidance of a call, in JSON types."""
     given = {name: str(value) for name, value in sampling.items() if value is not None}
     return {"sampler": str(model.sampler), "guidance": str(model.guidance), **given}
+
+
+def _words(reference: Reference) -> str:
+    """Where a reference comes from, for a table."""
+    about = reference.about
+    source = about.get("reference", about.get("file", ""))
+    if isinstance(source, dict):  # a loader, or images
+        cut = f", cut to {source['size']} px" if "size" in source else ""
+        source = f"{source.get('source', source.get('images'))}{cut}"
+    words = [str(source)]
+    if (count := reference.pooled.count) is not None:
+        missing = records - count if (records := about.get("asked for")) else 0
+        words.append(f"{count} images" + f", and {missing} that could not be read" * (missing > 0))
+    if about.get("resize") == "not stated":
+        words.append("its resize rule is not stated: pytorch-fid's is torch-bilinear, most others' tf1-bilinear")
+    return "; ".join(words)
+
+
+def _read(path: epath.Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _digest(text: str) -> str:

@@ -25,6 +25,7 @@ from maskdit.samplers.sampling import Known, guided_runs
 from maskdit.samplers.temperature import started
 from maskdit.tokenizers.grid import codes_per_position
 from maskdit.tokenizers.model import TokenizerModel
+from maskdit.tokenizers.pixels import finite
 from maskdit.training import placement
 from maskdit.training.mesh import MeshShape, replicated
 
@@ -106,6 +107,7 @@ class GeneratorModel:
         Raises:
           ModelError: for unknown or missing labels, steps that the sampler cannot take, guidance of a model that was
             trained without dropping labels, and an image or mask that do not go with the model.
+          NotFiniteError: for images that came out as no finite numbers.
         """
         sampler, chosen = self._settings(sampler, steps, guidance, weak, temperature)
         prompts = self._prompts(text)
@@ -123,13 +125,15 @@ class GeneratorModel:
         devices = self._devices
         inputs = placement.spread((self.variables, weak_params, np.uint32(seed)), replicated(devices))
 
-        def made(inputs: PyTree, rows: Rows) -> Array:
+        def made(inputs: PyTree, rows: Rows) -> tuple[Array, Array]:
             variables, weak_params, seed = inputs
             return program(variables, seed, rows, weak_params)
 
         own: Any = numbers.astype(np.uint32)  # on the host until it is spread over the devices
         rows = placement.parts(Rows(own, cond, known), batch, devices)
-        images = np.concatenate([placement.by_rows(made, devices, inputs, part) for part in rows])[:count]
+        parts = [placement.by_rows(made, devices, inputs, part) for part in rows]
+        images, whole = (np.concatenate(arrays)[:count] for arrays in zip(*parts, strict=True))
+        finite(images, whole, first)
         if image is None or mask is None:
             return images
         return editing.composed(images, np.resize(image, (count, *image.shape[1:])), mask)

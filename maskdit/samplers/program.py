@@ -9,7 +9,7 @@ from flax import struct
 from maskdit.contracts import Array, Cond, Latents, PyTree, bind
 from maskdit.draw import Draw
 from maskdit.samplers.sampling import Known, walk
-from maskdit.tokenizers.pixels import to_uint8
+from maskdit.tokenizers.pixels import rounded
 from maskdit.training.xla import own_options
 
 
@@ -41,7 +41,8 @@ def sampling_program(
 
     Returns:
       `program(variables, seed, rows, weak_params=None)`: variables as a `GeneratorModel` has them, the seed uint32, and
-      `Rows`; it gives images uint8 `[B, H, W, 3]`, with `watch` those of all steps, `[B, steps, H, W, 3]`.
+      `Rows`; it gives images uint8 `[B, H, W, 3]`, with `watch` those of all steps, `[B, steps, H, W, 3]`, and whether
+      the (last) ones were all finite before they were rounded, bool `[B]`.
     """
     weak_network = None if weak is None else weak.network
     fixed = fixed if getattr(sampler, "counted", False) else 0  # other samplers have one program for any number
@@ -59,14 +60,14 @@ def _program(
     fixed: int,
     watch: bool,
 ) -> Any:
-    def decoded(variables: PyTree, z: Array, cond: Cond) -> Array:
+    def decoded(variables: PyTree, z: Array, cond: Cond) -> tuple[Array, Array]:
         latents = Latents(values=z) if network.layout.vocabulary is None else Latents(ids=z)
         text = cond.text if cond.decoder_text is None else cond.decoder_text
         read = Cond(text=text) if getattr(tokenizer, "text", None) else None
-        return to_uint8(tokenizer.apply(variables["frozen"]["tokenizer"], latents, read, method="decode"))
+        return rounded(tokenizer.apply(variables["frozen"]["tokenizer"], latents, read, method="decode"))
 
     @functools.partial(jax.jit, compiler_options=own_options())
-    def program(variables: PyTree, seed: Array, rows: Rows, weak_params: PyTree = None) -> Array:
+    def program(variables: PyTree, seed: Array, rows: Rows, weak_params: PyTree = None) -> tuple[Array, Array]:
         predict = bind(network, variables["params"]["network"])
         weak = None if weak_network is None else bind(weak_network, weak_params)
         draw = Draw(jax.random.key(seed)).named("sample").at(rows.numbers)
@@ -86,6 +87,7 @@ def _program(
         )
         if seen is None:
             return decoded(variables, state.x, rows.cond)
-        return jax.lax.map(lambda z: decoded(variables, z, rows.cond), seen).swapaxes(0, 1)
+        frames, whole = jax.lax.map(lambda z: decoded(variables, z, rows.cond), seen)
+        return frames.swapaxes(0, 1), whole[-1]
 
     return program

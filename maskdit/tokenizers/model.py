@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from maskdit.config import spec
 from maskdit.contracts import Array, Cond, Latents, LatentSpec, ModelError, PyTree
 from maskdit.tokenizers.grid import codes_per_position
-from maskdit.tokenizers.pixels import check_shape, checked_images, to_uint8
+from maskdit.tokenizers.pixels import check_shape, checked_images, finite, rounded, to_uint8
 from maskdit.training import placement
 from maskdit.training.mesh import MeshShape
 
@@ -88,10 +88,15 @@ class TokenizerModel:
         return placement.by_rows(program, self._devices, self.own, (latents, self._cond(text, len(latents))))
 
     def reconstruct(self, images: np.ndarray, text: np.ndarray | None = None) -> np.ndarray:
-        """Images `[B, H, W, 3]` encoded and decoded, uint8; arguments as those of `encode`."""
+        """Images `[B, H, W, 3]` encoded and decoded, uint8; arguments as those of `encode`.
+
+        Raises:
+          ModelError: as `encode`.
+          NotFiniteError: for reconstructions that are no finite numbers.
+        """
         images = self._images(images)
         program = functools.partial(_reconstruct, tokenizer=self.tokenizer)
-        return placement.by_rows(program, self._devices, self.own, (images, self._cond(text, len(images))))
+        return finite(*placement.by_rows(program, self._devices, self.own, (images, self._cond(text, len(images)))))
 
     def check_images(self, shape: tuple[int, ...]) -> None:
         """Refuses images of a shape `[B, H, W, 3]` that the tokenizer does not take.
@@ -199,7 +204,7 @@ def _decode(variables: PyTree, rows: tuple[Array, Cond], *, tokenizer: Any) -> A
 
 
 @functools.partial(jax.jit, static_argnames=("tokenizer",))
-def _reconstruct(variables: PyTree, rows: tuple[Array, Cond], *, tokenizer: Any) -> Array:
+def _reconstruct(variables: PyTree, rows: tuple[Array, Cond], *, tokenizer: Any) -> tuple[Array, Array]:
     images, cond = rows
     latents = tokenizer.apply(variables, images, cond, method="encode")
-    return to_uint8(tokenizer.apply(variables, latents, cond, method="decode"))
+    return rounded(tokenizer.apply(variables, latents, cond, method="decode"))

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec, ModelError
+from maskdit.contracts import Array, Cond, Draw, Latents, LatentSpec, ModelError, NotFiniteError
 
 
 def to_float(images: Array) -> Array:
@@ -15,6 +15,32 @@ def to_float(images: Array) -> Array:
 def to_uint8(images: Array) -> Array:
     """Images in [-1, 1] as rounded uint8."""
     return jnp.clip(jnp.round((images + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def rounded(images: Array) -> tuple[Array, Array]:
+    """Images `[B, H, W, 3]` in [-1, 1] as rounded uint8, and whether each is all finite, bool `[B]`; see `finite`."""
+    return to_uint8(images), jnp.isfinite(images).all((1, 2, 3))
+
+
+def finite(images: np.ndarray, whole: np.ndarray, first: int = 0) -> np.ndarray:
+    """The images that `rounded` gave, which would not tell by themselves that they were none.
+
+    Args:
+      images: uint8 `[B, H, W, 3]`.
+      whole: bool `[B]`, which of them were finite.
+      first: number of the first one.
+
+    Raises:
+      NotFiniteError: where some were not, with their numbers.
+    """
+    bad = first + np.flatnonzero(~np.asarray(whole))
+    if len(bad):
+        shown = ", ".join(map(str, bad[:5])) + ", .." * (len(bad) > 5)
+        raise NotFiniteError(
+            f"{len(bad)} of {len(images)} images hold pixels that are no finite numbers (images {shown}): the weights "
+            "or the settings are at fault; look at the run's loss, and at guidance and steps"
+        )
+    return images
 
 
 def check_shape(shape: tuple[int, ...]) -> None:

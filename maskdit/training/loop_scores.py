@@ -6,11 +6,13 @@ no figures to compare models by, which `maskdit evaluate` makes of many images.
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from maskdit.contracts import NotFiniteError
 from maskdit.data.conditions import takes_text
 from maskdit.data.loader import Loader
 from maskdit.evals import network as networks
@@ -74,17 +76,21 @@ class LoopScores:
           step: updates done.
           model: with averaged weights, sampler and guidance, on the run's mesh; all processes call this.
         """
-        assert self.ready is not None
-        if hasattr(model, "sample"):
-            model = dataclasses.replace(model, ema=_average(self.run), step=step)
-            settings = self.run.evaluation
-            found = self.ready.of_samples(model, settings.samples, self.run.seed, **self.sampling)
-        else:
-            found = self._of_reconstructions(model)
+        try:
+            found = self._of_samples(step, model) if hasattr(model, "sample") else self._of_reconstructions(model)
+        except NotFiniteError as error:
+            _LOG.warning("no scores of step %d: %s", step, error)
+            self.scored.add(step, {str(self.run.evaluation.figure): math.nan})
+            return {}
         # which checkpoint is the best must not hang on how processors of several kinds round
         values = distributed.first(lambda: {name: float(value) for name, value in found.items()})
         self.scored.add(step, values)
         return {f"score/{name}": value for name, value in values.items()}
+
+    def _of_samples(self, step: int, model: Any) -> scores.Values:
+        assert self.ready is not None
+        model = dataclasses.replace(model, ema=_average(self.run), step=step)
+        return self.ready.of_samples(model, self.run.evaluation.samples, self.run.seed, **self.sampling)
 
     def _of_reconstructions(self, model: Any) -> scores.Values:
         assert self.ready is not None
@@ -132,7 +138,7 @@ def prepare(task: Any, run: Run, config: ConfigDict, workdir: str, trust: tuple[
     sampling: dict[str, Any] = {}
     if samples and takes_text(task.network):
         sampling = dict(zip(("labels", "text"), evaluation.prompts(task, run.held_out, settings.samples), strict=True))
-    for line in ready.notes(settings.samples):
+    for line in ready.notes(settings.samples, bias=False):
         _LOG.info("scores of %d images: %s", settings.samples, line)
     return LoopScores(run, scored, ready, sampling)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maskdit.contracts import Latents, LatentSpec, ModelError
+from maskdit.contracts import Latents, LatentSpec, ModelError, NotFiniteError
 from maskdit.data.loader import Loader
 from maskdit.evals import image_quality
 from maskdit.evals.reconstruction import Codes, Swaps, codes_used, reconstruction, size
@@ -225,6 +225,9 @@ def test_a_watcher_sees_each_image_once_with_its_reconstruction():
     assert given[:, 0, 0, 0].tolist() == list(LEVELS) and made[:, 5, 5, 1].tolist() == [0, 102, 102, 204, 255]
 
 
-def test_numbers_that_are_not_finite_are_an_error_where_they_would_count():
-    with pytest.raises(ModelError, match="numbers that are not finite"):
-        reconstruction(of(Darker(wrong=True)), loader(), every_definition=True)
+@pytest.mark.parametrize("every", [False, True])
+def test_numbers_that_are_not_finite_are_an_error(every):
+    with pytest.raises(NotFiniteError, match="no finite numbers"):
+        reconstruction(of(Darker(wrong=True)), loader(), every_definition=every)
+    with pytest.raises(NotFiniteError, match=r"1 of 2 images .* \(images 1\)"):
+        of(Darker(wrong=True)).reconstruct(np.stack([np.full((16, 16, 3), level, np.uint8) for level in (9, 255)]))

@@ -55,6 +55,16 @@ def test_what_was_interrupted_goes_on_to_the_same_scores(tmp_path, uninterrupted
     assert len(after) == 1 and after[0].startswith("reference-")
 
 
+def test_seeds_that_are_done_are_not_drawn_again(tmp_path):
+    with pytest.raises(KeyboardInterrupt):  # in the middle of the second
+        ready(tmp_path).of_seeds(Numbered(most=16), 10, (3, 4), steps=2)
+    model = Numbered()
+    found = ready(tmp_path).of_seeds(model, 10, (3, 4), steps=2)
+    assert sum(count for _, count in model.asked) == 16  # two batches of 8: the second seed alone
+    assert found == ready().of_seeds(Numbered(), 10, (3, 4), steps=2)
+    assert not list(epath.Path(tmp_path).glob("*.json"))
+
+
 def test_a_reference_is_made_once(tmp_path, monkeypatch):
     first = ready(tmp_path)
 
@@ -76,7 +86,14 @@ def test_few_images_are_told_with_their_bias():
     made = ready()
     assert any("few images (59 for 6 features)" in line for line in made.notes(59))
     assert not any("few images" in line for line in made.notes(60))
-    assert made.bias(10).keys() == {"fid"} and made.bias(10)["fid"] > 2 * made.bias(100)["fid"] > 0
+    assert made.bias(10).keys() == {"fid", "sfid"}
+    assert all(made.bias(10)[name] > 2 * made.bias(100)[name] > 0 for name in ("fid", "sfid"))
+    assert any("small reference (23 images for 6 features)" in line for line in made.notes(60))
+    assert not any("by about the bias" in line for line in made.notes(59, bias=False))
+    places = ready(names=("sfid",), held_out=loader(43, 8)).notes(44)
+    assert any("sfid is too high" in line for line in places) and any(
+        "held-out: of 43 images" in line for line in places
+    )
     alone = prepare(("is",), network(), None)
     assert alone.bias(10) == {} and alone.reference is None
     assert "8 by tf1-bilinear; network inception-fid" in alone.notes(4)[-1]
