@@ -81,13 +81,15 @@ def _evaluating(verbs: Any) -> None:
     evaluate.add_argument(
         "--metrics",
         help="comma-separated: fd, fid, sfid, is, kd, kid, pr, prdc, mind; of a generator also labels (how often "
-        "samples obey their labels) and bits (bits per token of held-out images); of a tokenizer also none. fd; of a "
-        "sweep fd,is",
+        "samples obey their labels) and bits (bits per token of held-out images); by default "
+        "fd, of a sweep fd,is; none for a tokenizer's PSNR and SSIM alone",
     )
     evaluate.add_argument("--num", type=int, help="images for each seed (256; of images and of data all)")
     evaluate.add_argument("--seeds", type=int, default=1, help="number of seeds (1)")
     evaluate.add_argument(
-        "--reference", metavar="FILE.npz|DIR|NAME", help="what scores compare with; the model's training images"
+        "--reference",
+        metavar="FILE.npz|DIR|NAME",
+        help="what scores compare with; by default the model's training images",
     )
     evaluate.add_argument(
         "--network",
@@ -97,13 +99,18 @@ def _evaluating(verbs: Any) -> None:
     evaluate.add_argument("--resize", metavar="RULE", help="how images become the network's; its usual rule by default")
     evaluate.add_argument("--lpips", metavar="NAME|DIR", help="of --reconstruction: lpips or lpips-alexnet")
     evaluate.add_argument(
-        "--sweep", action="append", metavar="NAME=START:STOP:STEP", help="of guidance, steps, temperature, ema or step"
+        "--sweep",
+        action="append",
+        metavar="NAME=START:STOP:STEP",
+        help="of guidance, steps, temperature, ema or step; or NAME=VALUE,..",
     )
     evaluate.add_argument("--neighbours", metavar="FILE.png", help="samples beside the nearest training images")
     evaluate.add_argument(
         "--write-reference", metavar="FILE.npz", help="write statistics of --images or --data to compare others with"
     )
-    evaluate.add_argument("--out", metavar="DIR", help="where metrics.json goes; DIR/evaluation by default")
+    evaluate.add_argument(
+        "--out", metavar="DIR", help="where metrics.json goes; by default DIR/evaluation, else NAME.evaluation"
+    )
     evaluate.add_argument("--batch", type=int, default=64, help="images at once (64)")
     evaluate.add_argument("--sampler", help="in place of the model's own, as of `maskdit sample`")
     evaluate.add_argument("--balanced", action="store_true", help="ask for classes in turn, not at random")

@@ -20,6 +20,10 @@ from maskdit.training.allocator import keep_pages
 from maskdit.training.xla import compile_only, keep_programs, leave_out_tpu
 
 
+class UsageError(ValueError):
+    """Arguments that do not go together; the message says which do."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; the exit code is 0, 1 after an error that was told in a sentence, 130 after an interrupt."""
     known, overrides = _split(list(sys.argv[1:] if argv is None else argv))
@@ -141,7 +145,7 @@ def _check_subject(args: Any) -> None:
             *(["reconstruction"] if args.reconstruction else []),
         ]
     if len(subjects) != 1:
-        raise ValueError("evaluate measures one thing: a CHECKPOINT, --images, or --reconstruction with --data")
+        raise UsageError("evaluate measures one thing: a CHECKPOINT, --images, or --reconstruction with --data")
     generator = (
         "sweep",
         "neighbours",
@@ -166,11 +170,11 @@ def _check_subject(args: Any) -> None:
     )
     if wrong := [name for name in others if getattr(args, name) != default.get(name) and name not in takes]:
         shown = "a checkpoint" if subjects[0] == "workdir" else f"--{subjects[0].replace('_', '-')}"
-        raise ValueError(f"--{wrong[0].replace('_', '-')} does not go with {shown}")
+        raise UsageError(f"--{wrong[0].replace('_', '-')} does not go with {shown}")
     if subjects[0] == "reconstruction" and args.data is None:
-        raise ValueError("--reconstruction gives images back: say which with --data, a config or a folder")
+        raise UsageError("--reconstruction gives images back: say which with --data, a config or a folder")
     if args.sweep and args.neighbours:
-        raise ValueError("--neighbours shows one setting's samples: it goes without --sweep")
+        raise UsageError("--neighbours shows one setting's samples: it goes without --sweep")
 
 
 def _encode(args: Any, overrides: list[tuple[str, str]]) -> None:
@@ -219,13 +223,13 @@ def _describe(args: Any, overrides: list[tuple[str, str]]) -> None:
 
     on_slice = args.all or args.latents or args.only or args.sweep
     if args.all == (args.config is not None):
-        raise ValueError("describe takes a config, or --all with --topology")
+        raise UsageError("describe takes a config, or --all with --topology")
     if on_slice and args.topology is None:
-        raise ValueError("--all, --latents, --only and --sweep tell of a slice of TPUs: name one with --topology")
+        raise UsageError("--all, --latents, --only and --sweep tell of a slice of TPUs: name one with --topology")
     if args.sweep and (args.all or args.only):
-        raise ValueError("--sweep looks for the best way to train one config: it goes without --all and --only")
+        raise UsageError("--sweep looks for the best way to train one config: it goes without --all and --only")
     if args.all and args.trust:
-        raise ValueError("--all takes the configs that ship, which need no --trust")
+        raise UsageError("--all takes the configs that ship, which need no --trust")
     if args.topology:
         describe.topology(args.topology)  # refused before anything is printed
     if args.all:
@@ -335,7 +339,7 @@ def _sweep(texts: list[str]) -> dict[str, list[str]]:
 def _labels(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",")]
     if any(not equals for _, equals, _ in pairs):
-        raise ValueError(f"--labels takes NAME=CLASS pairs with commas between, got '{text}'")
+        raise UsageError(f"--labels takes NAME=CLASS pairs with commas between, got '{text}'")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

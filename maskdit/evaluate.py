@@ -14,7 +14,7 @@ from etils import epath
 
 from maskdit.evals import labels, likelihood, report, scoring
 from maskdit.evals import network as networks
-from maskdit.evals.memorisation import check_memorisation
+from maskdit.evals.memorisation import NEAREST, check_memorisation
 from maskdit.evals.neighbours import Memorisation
 from maskdit.evals.reference import sha256
 from maskdit.evals.report import Figure
@@ -148,12 +148,13 @@ def evaluate(
     if distributed.is_first():
         print(report.table(figures, num, [f"seed {seed}" for seed in seeds], ready.notes(num) if ready else ()))
         if near is not None:
-            print(near, f"wrote {neighbours}", sep="\n")
+            print(near)
+            print(f"wrote {neighbours}: the samples nearest to training images, each beside its {NEAREST} nearest")
     about = {"of": str(workdir), **settings_used(model, settings), **provenance(ready)}
     if near is not None:
         about |= {"neighbours": dataclasses.asdict(near), "nearest of": network or networks.OFFLINE}
     found = report.record(figures, about, time.monotonic() - begin)
-    report.write(folder, found)
+    report.keep(folder, found)
     return found
 
 
@@ -187,13 +188,17 @@ def check(metrics: Sequence[str], num: int, seeds: Sequence[int]) -> None:
     """Refuses what no evaluation of a generator can be made of.
 
     Raises:
-      EvaluationError: for an unknown metric, no seeds or no images.
+      EvaluationError: for an unknown metric, no seeds or no images, and one image where two make a score.
     """
+    if isinstance(metrics, str):
+        raise EvaluationError(f"metrics are a sequence of names, such as ('{metrics}',); got a string")
     unknown = [name for name in metrics if name not in METRICS and name not in SCORES]
     if unknown or not metrics:
         raise EvaluationError(f"metrics are {', '.join((*METRICS, *SCORES))}; got {', '.join(unknown) or 'none'}")
     if num < 1 or not seeds:
         raise EvaluationError(f"an evaluation takes 1 or more images and seeds, got num={num} and {len(seeds)} seeds")
+    if num < 2 and (names := [name for name in metrics if name in SCORES]):
+        raise EvaluationError(f"{names[0]} takes 2 images or more, got num={num}")
 
 
 def place(subject: str, out: str | None) -> epath.Path:

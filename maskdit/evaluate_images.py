@@ -45,7 +45,7 @@ def evaluate_images(
       ScoreError, DataError, ModelError: for images and references that cannot be scored.
     """
     begin = time.monotonic()
-    check(metrics, 1 if num is None else num, (0,))
+    check(metrics, 2 if num is None else num, (0,))
     if others := [name for name in metrics if name not in SCORES]:
         raise EvaluationError(f"{', '.join(others)} ask a model: of images there are {', '.join(SCORES)}")
     facts = {"images": images, "metrics": list(metrics), "num": num, "batch": batch, "out": out}
@@ -62,7 +62,7 @@ def evaluate_images(
         print(report.table(figures, count, ["value"], ready.notes(count)))
     about = {"of": images, "sha256": pictures.checksum, "num": count, **provenance(ready)}
     record = report.record(figures, about, time.monotonic() - begin)
-    report.write(folder, record)
+    report.keep(folder, record)
     return record
 
 
@@ -102,7 +102,7 @@ def evaluate_tokenizer(
     """
     begin = time.monotonic()
     if metrics:
-        check(metrics, 1 if num is None else num, (0,))
+        check(metrics, 2 if num is None else num, (0,))
     if others := [name for name in metrics if name not in SCORES]:
         raise EvaluationError(f"{', '.join(others)} ask a generator: of reconstructions there are {', '.join(SCORES)}")
     facts: dict[str, Any] = {"tokenizer": tokenizer, "data": data, "metrics": list(metrics), "num": num, "size": size}
@@ -151,7 +151,7 @@ def evaluate_tokenizer(
         )
     about = {"of": tokenizer, "data": references.described(loader), "lpips": lpips, "num": count, "ema": model.ema}
     record = report.record(figures, {**about, "step": model.step, **provenance(ready)}, time.monotonic() - begin)
-    report.write(folder, record)
+    report.keep(folder, record)
     return record
 
 

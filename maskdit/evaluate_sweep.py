@@ -27,7 +27,7 @@ from maskdit.model import load
 from maskdit.references import checksum
 from maskdit.training import distributed
 
-PLOT = "sweep.png"
+FILE, PLOT = "sweep.json", "sweep.png"
 
 
 @distributed.together()
@@ -48,7 +48,7 @@ def evaluate_sweep(
     trust: Iterable[str] = (),
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Measures every combination of settings; prints a table, writes `metrics.json` and the plot `sweep.png`.
+    """Measures every combination of settings; prints a table, writes `sweep.json` and the plot `sweep.png`.
 
     Every point is written as soon as it is measured: a sweep that was interrupted goes on with the points it lacks.
 
@@ -159,5 +159,5 @@ def _finish(
         if len(rows) > 1:
             sweep.plot(str(folder / PLOT), rows, higher, titles)
             print(f"wrote {folder / PLOT}")
-    report.write(folder, found)
+    report.keep(folder, found, FILE)
     return found

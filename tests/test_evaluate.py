@@ -69,7 +69,17 @@ def test_the_distance_is_that_of_the_samples_features_from_the_trainings(found, 
 def test_the_record_has_what_it_takes_to_repeat_it(found, saved):
     made, kept, folder = found
     assert kept == json.loads(json.dumps(made))
-    names = {"fd", "is", "is/torch-fidelity", "is/deviation", "pr/precision", "pr/recall", "kd", "kd/deviation", "mind"}
+    names = {
+        "fd",
+        "is",
+        "is/torch-fidelity",
+        "is/torch-fidelity/deviation",
+        "pr/precision",
+        "pr/recall",
+        "kd",
+        "kd/deviation",
+        "mind",
+    }
     assert kept["metrics"].keys() == names | {f"prdc/{name}" for name in ("precision", "recall", "density", "coverage")}
     assert all(len(figure["values"]) == 2 for figure in kept["metrics"].values())
     settings = ("of", "num", "seeds", "sampler", "steps", "guidance", "ema", "step", "labels")
@@ -111,7 +121,8 @@ def test_the_command_prints_a_table_and_shows_neighbours(saved, tmp_path, capsys
     assert main(["evaluate", saved, "--metrics", "labels,is", *arguments, "--neighbours", str(near)]) == 0
     out = capsys.readouterr().out
     head, *rows = out.splitlines()
-    assert head.split()[:4] == ["8", "images", "seed", "0"] and rows[-1] == f"wrote {near}"
+    assert head.split()[:4] == ["8", "images", "seed", "0"] and rows[-1] == f"wrote {tmp_path}/metrics.json"
+    assert any(row.startswith(f"wrote {near}: ") for row in rows)
     assert any(row.startswith("IS (emoji-classifier)") for row in rows) and "torch-fidelity" not in head
     assert any(row.startswith("nearest training image: median distance") for row in rows)
     kept = json.loads((tmp_path / "metrics.json").read_text())
@@ -132,7 +143,7 @@ def test_what_cannot_be_measured(saved, capsys):
         evaluate(classifier)
     with pytest.raises(EvaluationError, match="or more images and seeds, got num=1 and 0 seeds"):
         evaluate(saved, num=1, seeds=())
-    with pytest.raises(ValueError, match="2 or more images, got 1"):
+    with pytest.raises(ValueError, match="is takes 2 images or more, got num=1"):
         evaluate(saved, ("is",), num=1, batch=16, steps=1, guidance=1.0)
     assert main(["evaluate", saved, "--neighbours", "nowhere/near.png", "--metrics", "is"]) == 1
     assert "there is no folder nowhere" in capsys.readouterr().err

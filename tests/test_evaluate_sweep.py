@@ -32,7 +32,7 @@ def test_every_point_is_what_it_is_alone(saved, tmp_path, capsys):
     fixed = ["--num", "16", "--batch", "16", "--guidance", "1", "--reference", reference, "--out", str(tmp_path)]
     assert main(["evaluate", model, "--sweep", "steps=1,2", *fixed]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
-    kept = json.loads((tmp_path / "metrics.json").read_text())
+    kept = json.loads((tmp_path / "sweep.json").read_text())
     assert [point["steps"] for point in kept["points"]] == [1, 2] and "metrics" not in kept
     alone = evaluate(model, ("fd", "is"), reference=reference, steps=2, out=str(tmp_path / "alone"), **HOW)
     assert kept["points"][1]["metrics"] == json.loads(json.dumps(alone["metrics"]))

@@ -56,8 +56,8 @@ class Memorisation:
         return (
             f"nearest training image: median distance {self.median:.4g} of {self.samples} samples, "
             f"{self.held_out_median:.4g} of {self.held_out} held-out images\n"
-            f"within {self.near:.4g} of a training image: {100 * self.share:.1f} % of samples, "
-            f"{100 * self.held_out_share:.1f} % of held-out images"
+            f"within {self.near:.4g} of one, as the nearest {100 * NEAREST:g} % of held-out images are: "
+            f"{100 * self.share:.1f} % of samples, {100 * self.held_out_share:.1f} % of held-out images"
         )
 
 

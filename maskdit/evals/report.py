@@ -94,6 +94,13 @@ def write(folder: epath.Path, found: Mapping[str, Any], name: str = FILE) -> Non
         path.write_text(json.dumps(_finite(found), indent=2) + "\n")
 
 
+def keep(folder: epath.Path, found: Mapping[str, Any], name: str = FILE) -> None:
+    """Writes the record of an evaluation, in place of the one before, and says where."""
+    write(folder, found, name)
+    if distributed.is_first():
+        print(f"wrote {folder / name}")
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(one) for key, one in value.items()}

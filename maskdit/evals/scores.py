@@ -58,7 +58,7 @@ def _inception_score(found: Collected, _: Reference) -> Values:
     if len(found.logits) < inception_score.SPLITS:
         return scores  # of fewer images than splits the other tool's is not defined
     mean, deviation = inception_score.torch_fidelity(found.logits)
-    return {**scores, "is/torch-fidelity": mean, "is/deviation": deviation}
+    return {**scores, "is/torch-fidelity": mean, "is/torch-fidelity/deviation": deviation}
 
 
 def _precision_recall(found: Collected, reference: Reference) -> Values:
@@ -98,7 +98,7 @@ ABOUT = {
     "is": "Inception score, over {classes}: ADM's rule (chunks of 5,000 in order); torch-fidelity: shuffled, 10 splits",
     "kd": f"unbiased squared distance by a cubic kernel, of features of {{network}}: {_SUBSETS}",
     "kid": f"unbiased squared distance by a cubic kernel, of Inception's features: {_SUBSETS}",
-    "pr": "improved precision and recall, 3 neighbours, ADM's rule: distances in float16",
+    "pr": "improved precision and recall, 3 neighbours, ADM's rule (float16); they move with both sets' sizes",
     "prdc": "precision, recall, density and coverage, 5 neighbours, the prdc package's rule",
     "mind": "Monge Inception distance, torch-fidelity's rule",
 }
@@ -122,8 +122,8 @@ def label(name: str, network: FeatureNetwork) -> str:
     """What a table calls a figure: a distance carries its network's name, and only Inception's is called FID."""
     if network.is_inception:
         name = {"fd": "fid", "kd": "kid"}.get(name, name)
-    kind, _, part = name.partition("/")
-    shown = kind.upper() + (f" {part}" if part else "")
+    kind, *parts = name.split("/")
+    shown = " ".join((kind.upper(), *parts))
     return shown if network.name == INCEPTION else f"{shown} ({network.name})"
 
 

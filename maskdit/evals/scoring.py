@@ -115,10 +115,10 @@ class Scoring:
             return lines
         if bias:
             lines.append(f"bias: what {num} draws from the reference's own normal distribution score")
-        if bias and self.held_out is not None and len(self.held_out.records) < num:
-            lines.append(
-                f"held-out: of {len(self.held_out.records)} images, all there are; figures of {num} lie elsewhere"
-            )
+        if bias and self.held_out is not None:
+            there = len(self.held_out.records)
+            fewer = f", all there are; figures of {num} lie elsewhere" if there < num else ""
+            lines.append(f"held-out: what {min(there, num)} images that training never saw score{fewer}")
         parts = {name: getattr(self.network.widths, part).shape[-1] for name, part in self._distances.items()}
         name = max(parts, key=lambda name: parts[name])
         how_far = ", by about the bias where both are alike" if bias else ""
@@ -243,12 +243,13 @@ def _found(
     limit: int | None,
     trust: Sequence[str],
 ) -> Reference:
-    if isinstance(reference, str) and reference.endswith(".npz"):
-        return references.read(reference, network, want, batch)
-    if isinstance(reference, str) and "/" in reference and not epath.Path(reference).exists():
+    named_file = isinstance(reference, str) and ("/" in reference or reference.endswith(".npz"))
+    if named_file and not epath.Path(str(reference)).exists():
         raise ScoreError(
             f"there is no {reference}: give a file of statistics or images, a folder, or a config with data"
         )
+    if isinstance(reference, str) and reference.endswith(".npz"):
+        return references.read(reference, network, want, batch)
     loader = loader_of(reference, size, trust) if isinstance(reference, str) else reference
     kept = scores.of_reference(want)
     about = {"reference": references.described(loader)}

@@ -92,7 +92,7 @@ def test_few_images_are_told_with_their_bias():
     assert not any("by about the bias" in line for line in made.notes(59, bias=False))
     places = ready(names=("sfid",), held_out=loader(43, 8)).notes(44)
     assert any("sfid is too high" in line for line in places) and any(
-        "held-out: of 43 images" in line for line in places
+        "held-out: what 43 images" in line for line in places
     )
     alone = prepare(("is",), network(), None)
     assert alone.bias(10) == {} and alone.reference is None
