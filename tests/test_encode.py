@@ -19,7 +19,7 @@ from maskdit.data.hashed_words import HashedWords
 from maskdit.data.latent_shards import held
 from maskdit.data.latents import Encoded
 from maskdit.data.loader import Loader
-from maskdit.data.source import UnreadableRecord
+from maskdit.data.source import DataError, UnreadableRecord
 from maskdit.encode import encode
 from maskdit.model import load
 from maskdit.tokenizers.linear import LinearPatches
@@ -170,7 +170,7 @@ def test_numbers_that_cannot_be_stored(run, tmp_path, factor, message):
 def test_sizes_and_checkpoints_that_do_not_fit(run, tmp_path):
     with pytest.raises(ValueError, match=r"multiples of 2, got \[15, 15\]"):
         run(size=15)
-    with pytest.raises(EncodingError, match="images of many sizes: give --size"):
+    with pytest.raises(DataError, match="images may be of any size: give --size"):
         run(size=None)
     classifier = pathlib.Path(load.__code__.co_filename).parent / "encoders" / "emoji_classifier.npz"
     with pytest.raises(EncodingError, match="ClassifierModel, without a tokenizer"):
