@@ -42,7 +42,7 @@ NAME = "scores"
 PARTS = ("frechet", "devices", "rate", "order")
 SHARE, APART = 0.9, 1e-6
 """The share of the bare pass's rate that making features should reach; how far distances may be apart, of the trace."""
-ROUTES = {"frechet_distance": "two symmetric eigenproblems", "torch_fidelity": "eigenvalues of the product"}
+ROUTES = {"frechet_distance": "a symmetric eigenproblem", "torch_fidelity": "eigenvalues of the product"}
 """Functions of `maskdit.evals.frechet` that are compared, in words."""
 BLURS, NOISES = (1.0, 2.0, 4.0), (8.0, 32.0, 128.0)
 """Standard deviations of blurs, in pixels, and of noise, in levels of 256."""
