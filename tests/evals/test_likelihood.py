@@ -125,4 +125,4 @@ def test_figures_of_a_token_model_are_printed_and_kept(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     row = next(line for line in lines if line.startswith("bits "))
     assert f"{bits['mean']:.3f} bits" in row and f"{bits['standard error']:.3f} bits" in row and "%" not in row
-    assert "8 held-out images, a bound from 8 draws each" in lines[-1] and lines[-2].startswith("classifier:")
+    assert "8 held-out images, a bound from 8 draws each" in lines[-2] and lines[-3].startswith("classifier:")

@@ -95,7 +95,7 @@ def test_the_best_checkpoint_stays_through_a_kill_until_it_is_beaten(tmp_path, r
 def test_a_network_or_reference_that_cannot_be_had_is_refused_before_training(tmp_path):
     for overrides, error, sentence in (
         ({"evaluation.scores": ("fid",)}, ScoreError, "the network here is emoji-classifier"),
-        ({"evaluation.reference": str(tmp_path / "no.npz")}, OSError, "no.npz"),
+        ({"evaluation.reference": str(tmp_path / "no.npz")}, ScoreError, "there is no .*no.npz"),
         ({"evaluation.best": "kd"}, ValueError, "'kd' is no figure of the scores fd"),
         ({"sampler": None, "evaluation.images": 0}, loop_scores.ScoreError, "names no sampler"),
     ):
